@@ -1,0 +1,65 @@
+"""SALUS: the episode store for robot learning, in plain Zarr v3."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import errors, labels, schema
+from .dataset import Dataset, DatasetView
+from .episode import Episode
+from .errors import (
+    AlreadyExistsError,
+    CommitUnknownError,
+    CorruptDataError,
+    EpisodeFencedError,
+    FormatError,
+    InvalidInputError,
+    MissingExtraError,
+    NotFoundError,
+    RecordingError,
+    SalusError,
+)
+from .labels import Outcome
+from .opening import create, open
+from .recorder import Recorder
+from .schema import Feature, Image, Schema, Text
+
+if TYPE_CHECKING:
+    from . import torch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlreadyExistsError",
+    "CommitUnknownError",
+    "CorruptDataError",
+    "Dataset",
+    "DatasetView",
+    "Episode",
+    "EpisodeFencedError",
+    "Feature",
+    "FormatError",
+    "Image",
+    "InvalidInputError",
+    "MissingExtraError",
+    "NotFoundError",
+    "Outcome",
+    "Recorder",
+    "RecordingError",
+    "SalusError",
+    "Schema",
+    "Text",
+    "create",
+    "errors",
+    "labels",
+    "open",
+    "schema",
+    "torch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "torch":  # loaded when it is asked for: it needs the extra, and takes seconds
+        return importlib.import_module(".torch", __name__)
+    raise AttributeError(f"module 'salus' has no attribute {name!r}")

@@ -1,0 +1,122 @@
+"""The codec chain of inner chunks, natively: bytes (little-endian), zstd, crc32c; vlen-utf8 for text.
+
+The same bytes as zarr-python writes and reads with the codecs that `layout` puts into `zarr.json`. zstd and crc32c
+come from numcodecs and google-crc32c, the libraries that zarr-python itself uses.
+
+Thread-safety: all functions are pure; zstd runs without the GIL.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import zstd
+
+from .errors import CorruptDataError
+from .layout import ZSTD_LEVEL, ArraySpec
+
+MAX_TEXT_CHUNK_BYTES = 2**28
+
+_CHECKSUM = 4
+
+
+def crc32c(data: bytes, value: int = 0) -> int:
+    """The CRC-32C of `data`, going on from the CRC `value` of what was before it."""
+    return int(google_crc32c.extend(value, data)) if value else int(google_crc32c.value(data))
+
+
+def encode_chunk(spec: ArraySpec, steps: np.ndarray) -> bytes:
+    """One inner chunk.
+
+    Args:
+        spec: The array.
+        steps: (n, *stored_step_shape), C-contiguous, n at most `spec.chunk_steps`; a shorter chunk is filled up with
+            zeros or empty texts, as Zarr chunks are always whole.
+    """
+    missing = spec.chunk_steps - len(steps)
+    if spec.is_text:
+        raw: Any = _encode_text([*steps.tolist(), *[""] * missing])
+    else:
+        if missing:
+            steps = np.concatenate([steps, np.zeros((missing, *steps.shape[1:]), steps.dtype)])
+        if sys.byteorder == "big":
+            steps = steps.byteswap()
+        raw = np.ascontiguousarray(steps)
+    packed = bytes(zstd.compress(raw, ZSTD_LEVEL))
+    return packed + crc32c(packed).to_bytes(_CHECKSUM, "little")
+
+
+def decode_chunk(spec: ArraySpec, encoded: bytes, out: np.ndarray | None = None) -> np.ndarray:
+    """Decode one inner chunk, its checksum checked first.
+
+    Args:
+        spec: The array.
+        encoded: The bytes of the chunk.
+        out: (chunk_steps, *stored_step_shape), C-contiguous: decoded into directly where given.
+
+    Returns:
+        `out`, or a new array of its shape.
+
+    Raises:
+        CorruptDataError: The checksum does not hold, or the content is not of the declared size.
+    """
+    packed = encoded[:-_CHECKSUM]
+    if len(encoded) <= _CHECKSUM or crc32c(packed) != int.from_bytes(encoded[-_CHECKSUM:], "little"):
+        raise CorruptDataError("crc32c does not hold: the bytes are not the ones that were written")
+    declared = declared_size(packed)
+    if spec.is_text:
+        if declared is None or declared > MAX_TEXT_CHUNK_BYTES:
+            raise CorruptDataError(f"text chunk declares {declared} bytes, expected at most {MAX_TEXT_CHUNK_BYTES}")
+        return _decode_text(bytes(zstd.decompress(packed)), spec.chunk_steps)
+    if declared != spec.chunk_bytes:
+        raise CorruptDataError(f"chunk declares {declared} bytes, expected {spec.chunk_bytes}")
+    if out is None:
+        out = np.empty((spec.chunk_steps, *spec.stored_step_shape), spec.numpy_dtype)
+    try:
+        zstd.decompress(packed, out)
+    except RuntimeError as error:
+        raise CorruptDataError(f"zstd cannot decode the chunk: {error}") from error
+    if sys.byteorder == "big":
+        out.byteswap(inplace=True)
+    return out
+
+
+def declared_size(packed: bytes) -> int | None:
+    """The content size in a zstd frame header (RFC 8878, section 3.1.1), without decoding anything."""
+    if len(packed) < 6 or packed[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    descriptor = packed[4]
+    single_segment = bool(descriptor & 0x20)
+    size_bytes = (1 if single_segment else 0, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (0 if single_segment else 1) + (0, 1, 2, 4)[descriptor & 3]
+    if size_bytes == 0 or len(packed) < start + size_bytes:
+        return None
+    return int.from_bytes(packed[start : start + size_bytes], "little") + (256 if size_bytes == 2 else 0)
+
+
+def _encode_text(texts: list[str]) -> bytes:
+    parts = [len(texts).to_bytes(4, "little")]
+    for text in texts:
+        data = text.encode()
+        parts += [len(data).to_bytes(4, "little"), data]
+    return b"".join(parts)
+
+
+def _decode_text(raw: bytes, count: int) -> np.ndarray:
+    texts, place = np.empty(count, object), 4
+    if int.from_bytes(raw[:4], "little") != count:
+        raise CorruptDataError(f"text chunk holds {int.from_bytes(raw[:4], 'little')} texts, expected {count}")
+    for row in range(count):
+        size = int.from_bytes(raw[place : place + 4], "little")
+        data = raw[place + 4 : place + 4 + size]
+        if len(data) != size:
+            raise CorruptDataError("text chunk ends within a text")
+        try:
+            texts[row] = data.decode()
+        except UnicodeDecodeError as error:
+            raise CorruptDataError(f"text chunk is not UTF-8: {error}") from error
+        place += 4 + size
+    return texts

@@ -1,0 +1,1 @@
+"""The names that the original SALUS system used, over the modules of today."""

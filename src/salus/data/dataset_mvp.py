@@ -1,0 +1,45 @@
+"""`SALUSMVPDataset("data.zarr")`: the training set of the SALUS failure predictor, under its original name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from ..dataset import DatasetView
+from ..errors import InvalidInputError
+from ..opening import open
+from ..torch import Sample, WindowDataset
+
+
+class SALUSMVPDataset(WindowDataset):
+    """One sample per step whose labels are known: `signals` and `horizon_labels`, as torch tensors.
+
+    `DataLoader(SALUSMVPDataset("data.zarr"), batch_size=64, num_workers=4)` works under fork, spawn and forkserver.
+
+    Args:
+        data: Path of a dataset, or a view of one (such as `train` of `dataset.split(...)`).
+        features: What a sample holds besides `horizon_labels`; add "images", "states", "actions" on request.
+
+    A sample is a dict: `signals` float32 (12,); `horizon_labels` float32 (4, 4), horizons × failure kinds, 0 or 1,
+    computed from the outcome in force; on request `images` uint8 (3, 224, 224), `states` float32 (7,), `actions`
+    float32 (7,). Steps at or after a failure, and the last steps of an episode whose end is unknown, are no samples,
+    since their labels are not known.
+
+    Raises:
+        InvalidInputError: The dataset's schema has no label horizons.
+        NotFoundError, FormatError: As `salus.open`.
+    """
+
+    def __init__(self, data: str | os.PathLike[str] | DatasetView, features: Iterable[str] = ("signals",)) -> None:
+        view = data if isinstance(data, DatasetView) else open(data)
+        if not len(view.schema.label_horizons):
+            raise InvalidInputError(f"SALUSMVPDataset: the schema declares no label horizons; {view.url}")
+        windows = dict.fromkeys((*features, "labels"), 0)
+        super().__init__(view, windows, where=lambda episode: episode.labels_mask.all(axis=(1, 2)))
+
+    def __getitems__(self, samples: list[int]) -> list[Sample]:
+        """Several samples in one read."""
+        batch = super().__getitems__(samples)
+        for sample in batch:
+            sample["horizon_labels"] = sample.pop("labels")
+        return batch

@@ -1,0 +1,81 @@
+"""Sealed JSON documents: the body of every immutable object of a dataset (docs/spec.md, section 3).
+
+A sealed document carries a fresh `write_id`, which tells a writer whose acknowledgement was lost that the object it
+finds is its own, and ends in a `digest` of all bytes before it, which tells a reader that they are the ones written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from typing import Any, NoReturn
+
+from .errors import CorruptDataError
+
+MAX_BYTES = 256 * 2**20
+
+_DIGEST = b',"digest":"sha256:%b"}'
+_DIGEST_SIZE = len(_DIGEST) - len(b"%b") + 64
+
+
+def seal(document: dict[str, Any]) -> bytes:
+    """`document` as canonical JSON, with a fresh `write_id`, ending in the sha256 `digest` of what is before it."""
+    content = {key: value for key, value in document.items() if key != "digest"}
+    content["write_id"] = secrets.token_hex(16)
+    body = canonical(content)[:-1]
+    return body + _DIGEST % hashlib.sha256(body).hexdigest().encode()
+
+
+def unseal(body: bytes, *, key: str) -> dict[str, Any]:
+    """Check and parse a sealed document.
+
+    Raises:
+        CorruptDataError: The digest does not hold, or what it covers is not JSON. Names `key`.
+    """
+    content, digest = body[:-_DIGEST_SIZE], body[-_DIGEST_SIZE:]
+    if digest != _DIGEST % hashlib.sha256(content).hexdigest().encode():
+        raise CorruptDataError(f"the digest does not hold: these are not the bytes that were written; {key}")
+    return parse(body, key=key)
+
+
+def digest_of(body: bytes) -> str:
+    """The digest that a sealed `body` ends in, as `sha256:<hex>`."""
+    return body[-66 - len("sha256:") : -2].decode()
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON text of `value`: sorted keys, no spaces, ASCII, no NaN.
+
+    Raises:
+        ValueError, TypeError: `value` has no JSON text.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def parse(body: bytes, *, key: str) -> dict[str, Any]:
+    """Parse untrusted JSON: one object, of bounded size and depth, without duplicate keys or NaN.
+
+    Raises:
+        CorruptDataError: Anything else. Names `key`.
+    """
+    if len(body) > MAX_BYTES:
+        raise CorruptDataError(f"JSON of {len(body)} bytes, expected at most {MAX_BYTES}; {key}")
+    try:
+        document = json.loads(body, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # RecursionError: the parser's own cap on depth
+        raise CorruptDataError(f"not valid JSON: {error}; {key}") from error
+    if not isinstance(document, dict):
+        raise CorruptDataError(f"JSON {type(document).__name__}, expected an object; {key}")
+    return document
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("duplicate key")
+    return document
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,233 @@
+"""One episode: a lazy mapping of feature names to array-like features. Nothing is read until it is indexed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .errors import CorruptDataError, NotFoundError, did_you_mean
+from .gather import Reader
+from .labels import Outcome, horizon_labels
+from .layout import ArraySpec, array_specs
+from .log.amendments import Overlay
+from .log.records import Record
+from .log.snapshot import Entry, read_record
+from .schema import TIMESTAMP, Schema
+
+
+class Episode(Mapping[str, "FeatureData"]):
+    """One episode of a snapshot.
+
+    `episode["states"][10:20]` reads steps 10 to 19. Iterating gives the feature names; `len` is the number of steps.
+
+    Attributes:
+        uid: Immutable name, UUIDv7 text.
+        slot: Row on axis 0 of every array of the Zarr hierarchy.
+        schema: The schema that it was recorded under.
+        outcome: The outcome in force.
+    """
+
+    def __init__(self, reader: Reader, entry: Entry, schema: Schema, overlay: Overlay | None = None) -> None:
+        if entry.status == "corrupt":
+            # Reading the record again raises the error that says what is wrong with it.
+            read_record(reader.storage, entry.slot)
+            raise CorruptDataError(f"the record of slot {entry.slot} was corrupt when this snapshot was loaded")
+        self._reader = reader
+        self._entry = entry
+        self._overlay = overlay
+        self.uid = entry.uid
+        self.slot = entry.slot
+        self.schema = schema
+        self.outcome: Outcome = entry.outcome
+
+    def __len__(self) -> int:
+        return self._entry.num_steps
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps, T."""
+        return self._entry.num_steps
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.schema.features)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, name: str) -> FeatureData:
+        """The feature `name`, lazily; also `"timestamp_ns"`, and `"<name>.valid"` of a nullable feature.
+
+        Raises:
+            NotFoundError: The episode has no such feature.
+        """
+        if name not in self._specs:
+            hint = did_you_mean(str(name), self._specs)
+            raise NotFoundError(f"episode {self.uid} has no feature {name!r}{hint}")
+        return FeatureData(self, self._specs[name])
+
+    @cached_property
+    def _specs(self) -> dict[str, ArraySpec]:
+        return array_specs(self.schema)
+
+    @cached_property
+    def _record(self) -> Record:
+        record = read_record(self._reader.storage, self.slot)
+        if record is None:
+            raise CorruptDataError(f"episode {self.uid}: its record is gone; slot {self.slot}")
+        return record
+
+    @property
+    def status(self) -> str:
+        """`"committed"`, or `"salvaged"` where a crash was repaired."""
+        return self._entry.status
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was given to `episode(...)`, with later changes in force."""
+        metadata = dict(self._record.metadata)
+        return self._overlay.apply_to(metadata) if self._overlay is not None else metadata
+
+    @property
+    def timestamp_source(self) -> str:
+        """Where the stamps come from: `"caller"`, `"monotonic"` or `"rate"` (nominal, made from the rate)."""
+        return self._record.timestamp_source
+
+    @property
+    def timestamp_ns(self) -> np.ndarray:
+        """int64 (T,), nanoseconds, strictly increasing."""
+        return self[TIMESTAMP][:]
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first step to the last."""
+        stamps = self[TIMESTAMP][[0, -1]]
+        return float(stamps[1] - stamps[0]) / 1e9
+
+    @cached_property
+    def _labels(self) -> tuple[np.ndarray, np.ndarray]:
+        horizons = self.schema.label_horizons
+        stamps = self.timestamp_ns if horizons.unit == "s" else None
+        return horizon_labels(
+            self.num_steps, self.outcome, horizons, self.schema.failure_kinds, timestamp_ns=stamps
+        )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """float32 (T, H, K), 0 or 1: whether failure kind k comes within horizon h, from the outcome in force."""
+        return self._labels[0]
+
+    @property
+    def labels_mask(self) -> np.ndarray:
+        """bool (T, H, K): True where the label is known."""
+        return self._labels[1]
+
+    def read_steps(self, spec: ArraySpec, steps: np.ndarray) -> np.ndarray:
+        """The given steps (int64 (n,), within the episode) of one array: (n, *step_shape)."""
+        if spec.derived:
+            labels, mask = self._labels
+            return np.where(mask[steps], labels[steps], np.float32(np.nan)).astype(spec.numpy_dtype)
+        return self._reader.read(spec, [self._entry], np.zeros(len(steps), np.int64), steps)
+
+    def __repr__(self) -> str:
+        features = ", ".join(repr(self[name])[1:-1] for name in self)
+        return f"<salus.Episode {self.uid}: {self.num_steps} steps, {describe(self.outcome)}; {features}>"
+
+
+def describe(outcome: Outcome) -> str:
+    """The outcome in a few words: `success`, `failure (drop at step 12)`."""
+    details = [outcome.kind or "", f"at step {outcome.step}" if outcome.step is not None else ""]
+    text = " ".join(detail for detail in details if detail)
+    return f"{outcome.result} ({text})" if text else outcome.result
+
+
+class FeatureData:
+    """One feature of one episode: an array (T, *shape) that is read when it is indexed, with numpy's semantics.
+
+    Attributes:
+        name: Feature name.
+        shape: (T, *shape of a step).
+        dtype: numpy dtype; object (of str) for text.
+    """
+
+    def __init__(self, episode: Episode, spec: ArraySpec) -> None:
+        self._episode = episode
+        self._spec = spec
+        self.name = spec.name
+        self.shape = (episode.num_steps, *spec.step_shape)
+        self.dtype = spec.numpy_dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        """Steps and parts of steps, as numpy indexes: integers, slices, `...`, lists, arrays, masks.
+
+        Raises:
+            IndexError: Out of range.
+            CorruptDataError: Bytes are missing or changed.
+        """
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(part is Ellipsis for part in parts):
+            if not all(part is Ellipsis or isinstance(part, slice) or _is_integer(part) for part in parts):
+                return np.asarray(self)[index]
+            parts = _without_ellipsis(parts, self.ndim)
+        first, rest = (parts[0], parts[1:]) if parts else (slice(None), ())
+        if isinstance(first, slice):
+            steps = np.arange(*first.indices(len(self)), dtype=np.int64)
+            return self._read(steps)[(slice(None), *rest)]
+        if _is_integer(first):
+            values = self._read(self._checked(np.array([operator.index(first)])))[0]
+            return values[rest] if rest or isinstance(values, np.ndarray) else values
+        selected = np.asarray(first) if isinstance(first, list | np.ndarray) else None
+        if selected is not None and not rest and selected.dtype.kind in "iu":
+            steps = self._checked(selected.ravel())
+            return self._read(steps).reshape(*selected.shape, *self.shape[1:])
+        if selected is not None and not rest and selected.dtype == bool and selected.shape == (len(self),):
+            return self._read(np.flatnonzero(selected))
+        return np.asarray(self)[index]
+
+    def _read(self, steps: np.ndarray) -> np.ndarray:
+        return self._episode.read_steps(self._spec, steps)
+
+    def _checked(self, steps: np.ndarray) -> np.ndarray:
+        steps = steps.astype(np.int64)
+        outside = steps[(steps < -len(self)) | (steps >= len(self))]
+        if len(outside):
+            raise IndexError(
+                f"step {outside[0]}: out of range, episode {self._episode.uid} has {len(self)} steps of {self.name!r}"
+            )
+        return np.where(steps < 0, steps + len(self), steps)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("a feature is read from storage: it cannot be an array without a copy")
+        return np.asarray(self._read(np.arange(len(self))), dtype)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[step] for step in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {'text' if self._spec.is_text else self.dtype} {self.shape}>"
+
+
+def _is_integer(value: Any) -> bool:
+    return not isinstance(value, bool | np.bool_) and hasattr(value, "__index__") and np.ndim(value) == 0
+
+
+def _without_ellipsis(parts: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
+    places = [place for place, part in enumerate(parts) if part is Ellipsis]
+    if len(places) != 1:
+        return parts  # none, or too many, which numpy refuses
+    missing = ndim - (len(parts) - 1)
+    return parts[: places[0]] + (slice(None),) * missing + parts[places[0] + 1 :]

@@ -1,0 +1,110 @@
+"""The errors of SALUS, grouped by what the caller does next.
+
+    SalusError
+    ├── InvalidInputError (ValueError)        mend the argument
+    ├── NotFoundError (KeyError)              another path, uid, feature or tag
+    ├── AlreadyExistsError                    another name, or open what is there
+    ├── FormatError                           not a dataset, or one this version cannot read
+    ├── CorruptDataError                      bytes changed since they were committed
+    ├── RecordingError                        recording stopped; what was committed stays
+    │   ├── EpisodeFencedError                another process decided this episode
+    │   └── CommitUnknownError                the disk did not say whether it kept it
+    └── MissingExtraError (ImportError)       install the extra
+
+A message says, in this order: what failed, the value received, the value expected, what to do, the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class SalusError(Exception):
+    """Base of every error that SALUS raises on purpose. `exit_status` is what the `salus` command exits with."""
+
+    exit_status = 1
+
+
+class InvalidInputError(SalusError, ValueError):
+    """An argument, a step or a schema is wrong. Nothing of it was kept."""
+
+    exit_status = 2
+
+    @classmethod
+    def listing(cls, problems: Sequence[str], *, subject: str) -> InvalidInputError:
+        """One error for all `problems` of one `subject`."""
+        if len(problems) == 1:
+            return cls(f"{subject}: {problems[0]}")
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        return cls(f"{subject}: {len(problems)} problems:{lines}")
+
+
+class NotFoundError(SalusError, KeyError):
+    """No such path, episode, feature or tag."""
+
+    exit_status = 3
+
+    def __str__(self) -> str:  # KeyError would show the message quoted and escaped
+        return str(self.args[0]) if self.args else ""
+
+
+class AlreadyExistsError(SalusError):
+    """Something is there already, and SALUS overwrites nothing."""
+
+    exit_status = 4
+
+
+class FormatError(SalusError):
+    """Not a SALUS dataset, or one that this version cannot read.
+
+    Attributes:
+        problems: Every problem found, as (location, message).
+    """
+
+    exit_status = 5
+
+    def __init__(self, message: str, problems: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class CorruptDataError(SalusError):
+    """Committed bytes are missing or not what was committed. Other episodes stay readable."""
+
+    exit_status = 6
+
+
+class RecordingError(SalusError):
+    """Recording could not go on: the disk is full, the recorder is closed. What was committed stays."""
+
+    exit_status = 7
+
+
+class EpisodeFencedError(RecordingError):
+    """Another process decided this episode (recovered or aborted it) while this one still wrote."""
+
+
+class CommitUnknownError(RecordingError):
+    """The storage did not say whether the object became durable. Look before recording the episode again."""
+
+
+class MissingExtraError(SalusError, ImportError):
+    """An optional dependency is not installed."""
+
+    exit_status = 8
+
+    @classmethod
+    def of(cls, what: str, *, extra: str) -> MissingExtraError:
+        """The error for `what`, which `pip install 'salus[extra]'` brings."""
+        return cls(f"{what} needs an optional dependency that is not installed: pip install 'salus[{extra}]'")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'states'?"` when a known name is close, else the known names."""
+    import difflib
+
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(map(repr, names)) or 'none'}"

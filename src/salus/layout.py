@@ -1,0 +1,268 @@
+"""Where everything lies in a dataset: object keys, chunk grids, and the Zarr v3 metadata. Pure: no files.
+
+Keys come from here and from nowhere else, so no text out of a dataset ever becomes a path (docs/spec.md, section 4).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import InvalidInputError
+from .schema import FORMAT, TIMESTAMP, Feature, Image, Schema, Text
+
+SLOTS_PER_FOLDER = 1024
+INDEX_ROWS = 1024
+ZSTD_LEVEL = 1
+WHOLE_SEGMENT_STEP_BYTES = 4096
+
+PRIVATE = "_salus"
+LENGTH = "episode_length"
+METADATA = "episode_metadata"
+
+CONVENTION = {
+    "uuid": "f0a3c6d2-6f0b-4d5e-9a53-3c1c5a1f7e11",
+    "name": "salus",
+    "description": "Robot episodes: row r exists when episode_length[r] > 0, and [:episode_length[r]] bounds it.",
+}
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+# --- keys ------------------------------------------------------------------------------------------------------
+
+
+def schema_key(revision: int) -> str:
+    return f"{PRIVATE}/schema/{revision:06d}.json"
+
+
+def claim_key(slot: int) -> str:
+    return f"{PRIVATE}/claims/{slot // SLOTS_PER_FOLDER}/{slot:010d}"
+
+
+def record_key(slot: int) -> str:
+    return f"{PRIVATE}/log/{slot // SLOTS_PER_FOLDER}/{slot:010d}.json"
+
+
+def amendment_key(number: int) -> str:
+    return f"{PRIVATE}/amendments/{number:010d}.json"
+
+
+def checkpoint_key(number: int) -> str:
+    return f"{PRIVATE}/checkpoints/{number:010d}.json.zst"
+
+
+def tag_key(name: str) -> str:
+    """Raises InvalidInputError unless `name` is 1 to 128 ASCII letters, digits, ".", "_", "-", not starting with "."."""
+    if not isinstance(name, str) or not _TAG.fullmatch(name):
+        raise InvalidInputError(
+            f"tag name: got {name!r}, expected 1 to 128 letters, digits, '.', '_' or '-', starting with one of the first two"
+        )
+    return f"{PRIVATE}/tags/{name}.json"
+
+
+def journal_folder(slot: int) -> str:
+    return f"{PRIVATE}/journal/{slot:010d}"
+
+
+def number_in(name: str, *, suffix: str = "") -> int | None:
+    """The number in a listed object's name, or None where the name is not canonical."""
+    digits = name.removesuffix(suffix) if name.endswith(suffix) else ""
+    if not re.fullmatch(r"[0-9]{1,18}", digits):
+        return None
+    return int(digits)
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One stored array `(slot, step, *step_shape)`: how its shards and inner chunks are cut and coded.
+
+    Attributes:
+        name: Array name, which is the folder below the root.
+        dtype: numpy name, or `"string"`.
+        step_shape: Shape of one step as readers see it.
+        chunk_steps: Steps per inner chunk; divides `segment_steps`.
+        segment_steps: Steps per shard.
+        channels_last: The step is stored transposed, (C, H, W) as (H, W, C).
+        dimensions: Zarr dimension names.
+        derived: Built from the records, not recorded.
+    """
+
+    name: str
+    dtype: str
+    step_shape: tuple[int, ...]
+    chunk_steps: int
+    segment_steps: int
+    channels_last: bool = False
+    dimensions: tuple[str, ...] = ()
+    derived: bool = False
+
+    @property
+    def is_text(self) -> bool:
+        return self.dtype == "string"
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(object) if self.is_text else np.dtype(self.dtype)
+
+    @property
+    def stored_step_shape(self) -> tuple[int, ...]:
+        """Shape of one step in the order of its bytes on disk."""
+        if self.channels_last:
+            channels, height, width = self.step_shape
+            return (height, width, channels)
+        return self.step_shape
+
+    @property
+    def chunks_per_shard(self) -> int:
+        return self.segment_steps // self.chunk_steps
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one decoded inner chunk; 0 for text, whose size is not fixed."""
+        if self.is_text:
+            return 0
+        return self.chunk_steps * math.prod(self.step_shape) * self.numpy_dtype.itemsize
+
+    def shard_key(self, slot: int, segment: int) -> str:
+        """The key that every Zarr reader computes for this shard."""
+        return f"{self.name}/c.{slot}.{segment}" + ".0" * len(self.step_shape)
+
+    def segments(self, num_steps: int) -> int:
+        return -(-num_steps // self.segment_steps)
+
+    def as_stored(self, steps: np.ndarray) -> np.ndarray:
+        """`(n, *step_shape)` as a view `(n, *stored_step_shape)`."""
+        return steps.transpose(0, 2, 3, 1) if self.channels_last else steps
+
+    def as_seen(self, steps: np.ndarray) -> np.ndarray:
+        """`(n, *stored_step_shape)` as a view `(n, *step_shape)`."""
+        return steps.transpose(0, 3, 1, 2) if self.channels_last else steps
+
+
+def feature_specs(name: str, feature: Feature, segment_steps: int) -> Iterable[ArraySpec]:
+    """The arrays of one feature: its own, and `<name>.valid` where it is nullable."""
+    per_step = isinstance(feature, Image) or feature.step_bytes >= WHOLE_SEGMENT_STEP_BYTES
+    layout = feature.layout if isinstance(feature, Image) else None
+    yield ArraySpec(
+        name=name,
+        dtype=feature.dtype,
+        step_shape=feature.shape,
+        chunk_steps=1 if per_step else segment_steps,
+        segment_steps=segment_steps,
+        channels_last=layout == "CHW",
+        dimensions=("episode", "step", *_own_dimensions(name, feature, layout)),
+        derived=feature.derived is not None,
+    )
+    if feature.nullable:
+        yield ArraySpec(f"{name}.valid", "bool", (), segment_steps, segment_steps, dimensions=("episode", "step"))
+
+
+def _own_dimensions(name: str, feature: Feature, layout: Literal["CHW", "HWC"] | None) -> list[str]:
+    # xarray takes equal names for equal sizes, so these belong to the feature alone.
+    if layout is not None:
+        axes = {"C": "channel", "H": "y", "W": "x"}
+        return [f"{name}_{axes[axis]}" for axis in layout]
+    if len(feature.shape) == 1:
+        return [f"{name}_component"]
+    return [f"{name}_axis{axis}" for axis in range(len(feature.shape))]
+
+
+def array_specs(schema: Schema) -> dict[str, ArraySpec]:
+    """All arrays `(slot, step, …)` of a dataset by name, the stamps of the steps first."""
+    steps = schema.segment_steps
+    specs = [ArraySpec(TIMESTAMP, "int64", (), steps, steps, dimensions=("episode", "step"))]
+    for name, feature in schema.features.items():
+        specs.extend(feature_specs(name, feature, steps))
+    return {spec.name: spec for spec in specs}
+
+
+# --- Zarr metadata ---------------------------------------------------------------------------------------------
+
+
+def array_metadata(spec: ArraySpec, slots: int, steps: int) -> dict[str, Any]:
+    """The `zarr.json` of a feature array of shape `(slots, steps, *step_shape)`."""
+    document = copy.deepcopy(_feature_template(spec))
+    document["shape"] = [slots, steps, *spec.step_shape]
+    return document
+
+
+def index_metadata(name: str, slots: int) -> dict[str, Any]:
+    """The `zarr.json` of `episode_length` or `episode_metadata`, of shape `(slots,)`."""
+    document = copy.deepcopy(_index_template(name))
+    document["shape"] = [slots]
+    return document
+
+
+def root_metadata(schema: Schema, revision: int, arrays: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The root `zarr.json`, with the metadata of all arrays inline, so that one read opens the dataset."""
+    return {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {
+            "salus": {"format": FORMAT, "schema_revision": revision, **schema.to_json()},
+            "zarr_conventions": [CONVENTION],
+        },
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": arrays},
+    }
+
+
+def metadata_bytes(document: dict[str, Any]) -> bytes:
+    """A `zarr.json` as text: indented, as zarr-python writes it, for people."""
+    return json.dumps(document, indent=2, allow_nan=False).encode()
+
+
+@functools.cache
+def _feature_template(spec: ArraySpec) -> dict[str, Any]:
+    from zarr.codecs import TransposeCodec
+
+    transpose = [TransposeCodec(order=(0, 1, 3, 4, 2))] if spec.channels_last else []
+    return _created_by_zarr(
+        shape=(0, 0, *spec.step_shape),
+        shards=(1, spec.segment_steps, *spec.step_shape),
+        chunks=(1, spec.chunk_steps, *spec.step_shape),
+        dtype="str" if spec.is_text else spec.dtype,
+        filters=transpose or None,
+        dimension_names=spec.dimensions,
+    )
+
+
+@functools.cache
+def _index_template(name: str) -> dict[str, Any]:
+    return _created_by_zarr(
+        shape=(0,),
+        chunks=(INDEX_ROWS,),
+        dtype="str" if name == METADATA else "int32",
+        filters=None,
+        dimension_names=("episode",),
+    )
+
+
+def _created_by_zarr(**arguments: Any) -> dict[str, Any]:
+    # zarr-python writes the metadata, into memory; SALUS puts the bytes where they are durable.
+    import zarr
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+    from zarr.storage import MemoryStore
+
+    files: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(files),
+        name="array",
+        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        config={"write_empty_chunks": True},
+        **arguments,
+    )
+    document: dict[str, Any] = json.loads(files["array/zarr.json"].to_bytes())
+    return document

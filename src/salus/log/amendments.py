@@ -1,0 +1,117 @@
+"""Amendments: later changes to episodes, in one dense sequence (docs/spec.md, section 3.4)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from .. import documents
+from ..errors import AlreadyExistsError, CorruptDataError
+from ..labels import Outcome
+from ..layout import amendment_key
+from ..storage import Storage
+
+Change = Literal["delete", "undelete", "outcome", "metadata"]
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """One change to one or more episodes.
+
+    Attributes:
+        uids: The episodes.
+        change: What changes.
+        value: The new outcome, or the metadata keys that change (None removes one); None for delete and undelete.
+        author: Free text.
+        time_ns: Wall clock, nanoseconds since 1970.
+    """
+
+    uids: tuple[str, ...]
+    change: Change
+    value: Any = None
+    author: str = ""
+    time_ns: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "uids": list(self.uids),
+            "change": self.change,
+            "value": self.value,
+            "author": self.author,
+            "time_ns": self.time_ns,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], *, key: str) -> Amendment:
+        try:
+            made = cls(
+                tuple(value["uids"]), value["change"], value["value"], str(value["author"]), int(value["time_ns"])
+            )
+            if made.change == "outcome":
+                Outcome.from_json(made.value)
+            elif made.change == "metadata":
+                dict(made.value)
+            elif made.change not in ("delete", "undelete"):
+                raise ValueError(f"unknown change {made.change!r}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptDataError(f"amendment: not understood: {error!r}; {key}") from error
+        return made
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What the amendments in force say of one episode.
+
+    Attributes:
+        deleted: It was deleted, and not undeleted since.
+        outcome: The outcome in force, where one was amended.
+        metadata: Keys changed since the record; None for a removed one.
+    """
+
+    deleted: bool = False
+    outcome: Outcome | None = None
+    metadata: tuple[tuple[str, Any], ...] = ()
+
+    def amended(self, amendment: Amendment) -> Overlay:
+        if amendment.change == "outcome":
+            return replace(self, outcome=Outcome.from_json(amendment.value))
+        if amendment.change == "metadata":
+            return replace(self, metadata=tuple({**dict(self.metadata), **amendment.value}.items()))
+        return replace(self, deleted=amendment.change == "delete")
+
+    def apply_to(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """`metadata` of the record with the changes."""
+        changed = {**metadata, **dict(self.metadata)}
+        return {key: value for key, value in changed.items() if not (value is None and key in dict(self.metadata))}
+
+
+def read_amendments(storage: Storage, first: int) -> list[Amendment]:
+    """All amendments from number `first` on.
+
+    Raises:
+        CorruptDataError: One does not hold. An older state is never fallen back to.
+    """
+    found: list[Amendment] = []
+    while True:
+        key = amendment_key(first + len(found))
+        body = storage.get(key)
+        if body is None:
+            return found
+        found.append(Amendment.from_json(documents.unseal(body, key=key), key=key))
+
+
+def append_amendment(storage: Storage, amendment: Amendment, *, next_number: int) -> None:
+    """Append at the next free number, after whatever others appended meanwhile.
+
+    Raises:
+        RecordingError: The storage refused.
+    """
+    body = documents.seal(replace(amendment, time_ns=time.time_ns()).to_json())
+    while True:
+        try:
+            storage.put_new(amendment_key(next_number), body)
+        except AlreadyExistsError:
+            next_number += 1
+        else:
+            return

@@ -1,0 +1,64 @@
+"""Claims: a slot is given to one writer, once, and never again (docs/spec.md, section 3.2)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from functools import cache
+from pathlib import Path
+
+from .. import documents
+from ..errors import AlreadyExistsError
+from ..layout import PRIVATE, claim_key, number_in
+from ..storage import Storage
+
+
+def claim_slot(storage: Storage, uid: str, *, hint: int = 0) -> int:
+    """Claim the next free slot at or after `hint` for the episode `uid`.
+
+    Raises:
+        RecordingError: The storage refused.
+    """
+    slot = max(hint, _first_unclaimed(storage)) if hint == 0 else hint
+    while True:
+        try:
+            storage.put_new(claim_key(slot), documents.seal({"uid": uid, **_process_identity()}))
+        except AlreadyExistsError:
+            slot += 1
+        else:
+            return slot
+
+
+def _first_unclaimed(storage: Storage) -> int:
+    folders = [number for name in storage.list(f"{PRIVATE}/claims") if (number := number_in(name)) is not None]
+    if not folders:
+        return 0
+    last = max(folders)
+    slots = [slot for name in storage.list(f"{PRIVATE}/claims/{last}") if (slot := number_in(name)) is not None]
+    return max(slots, default=last * 1024 - 1) + 1
+
+
+def _process_identity() -> dict[str, str | int]:
+    """Who claims, told so that another process of this host can tell whether it still lives."""
+    return {
+        "host": socket.gethostname(),
+        "boot_id": _read("/proc/sys/kernel/random/boot_id"),
+        "pid": os.getpid(),
+        "process_start": _process_start(os.getpid()),
+        "time_ns": time.time_ns(),
+    }
+
+
+@cache
+def _process_start(pid: int) -> int:
+    """Clock ticks from boot to the start of this process: with the pid, it names a process for good."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else 0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:  # not Linux: the lock on the journal still tells the living from the dead
+        return ""

@@ -1,0 +1,249 @@
+"""Publishing: everything that plain Zarr readers need, built from the log (docs/spec.md, section 3.6).
+
+Idempotent, and anyone may do it, also after a crash at any point: under the dataset's lock, it reads the log, rewrites
+the index rows that changed, then the metadata of the arrays, then the root. The root says up to where the log has been
+published, and everything that it speaks of is durable before it, so the next publisher only looks at what is newer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import documents
+from ..codecs import decode_chunk, encode_chunk
+from ..errors import CorruptDataError
+from ..labels import horizon_labels
+from ..layout import (
+    INDEX_ROWS,
+    LENGTH,
+    METADATA,
+    PRIVATE,
+    ArraySpec,
+    array_metadata,
+    array_specs,
+    index_metadata,
+    metadata_bytes,
+    root_metadata,
+)
+from ..schema import TIMESTAMP, Schema
+from ..shards import ShardReader, whole_shard
+from ..storage import Storage
+from .revisions import read_revisions
+from .snapshot import Entry, Snapshot, load, log_folders, read_record
+
+_ROOT = "zarr.json"
+
+
+def publish(storage: Storage, *, known: Snapshot | None = None, whole: bool = False) -> Snapshot:
+    """Bring what plain Zarr readers see up to the log.
+
+    Args:
+        storage: The dataset.
+        known: A snapshot loaded before, to start reading the log from.
+        whole: Look at every row, not only at those that changed since the root was written: mends index arrays and
+            metadata that were lost or mangled.
+
+    Returns:
+        The snapshot that was published.
+
+    Raises:
+        RecordingError: The storage refused. What was published before is still there.
+    """
+    with storage.lock():
+        # What is published must be durable first: a listing may show a record whose directory entry is not.
+        for folder in log_folders(storage):
+            storage.sync(f"{PRIVATE}/log/{folder}")
+        schemas = read_revisions(storage)
+        snapshot = load(storage, known)
+        root = None if whole else _read_json(storage, _ROOT)
+        mark = _mark(root)
+        rows = _changed_rows(snapshot, mark)
+        writer = _RowWriter(storage, schemas, snapshot)
+        writer.put_derived(rows)
+        writer.put_index(rows, whole=mark is None)
+        _put_metadata(storage, schemas, snapshot, root)
+    return snapshot
+
+
+def _mark(root: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the root says was published: num_slots, open_slots, amendments."""
+    try:
+        mark: dict[str, Any] = root["attributes"]["salus"]["published"]  # type: ignore[index]  # None is caught
+        return {"slots": int(mark["slots"]), "open": set(mark["open"]), "amendments": int(mark["amendments"])}
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _changed_rows(snapshot: Snapshot, mark: dict[str, Any] | None) -> list[int]:
+    if mark is None:
+        return list(range(snapshot.num_slots))
+    amended = {uid for amendment in snapshot.amendments[mark["amendments"] :] for uid in amendment.uids}
+    return sorted(
+        slot
+        for slot, entry in snapshot.decided.items()
+        if slot >= mark["slots"] or slot in mark["open"] or entry.uid in amended
+    )
+
+
+class _RowWriter:
+    """Writes the rows of index arrays and derived features."""
+
+    def __init__(self, storage: Storage, schemas: list[Schema], snapshot: Snapshot) -> None:
+        self._storage = storage
+        self._schemas = schemas
+        self._snapshot = snapshot
+        self._visible = {entry.slot: entry for entry in snapshot.entries if entry.status != "corrupt"}
+
+    def put_index(self, rows: list[int], *, whole: bool) -> None:
+        """`episode_metadata` before `episode_length`: a row exists once its length does."""
+        changed: dict[int, list[int]] = {}
+        for slot in rows:
+            changed.setdefault(slot // INDEX_ROWS, []).append(slot)
+        for name in (METADATA, LENGTH):
+            objects = {}
+            for chunk, slots in changed.items():
+                key = f"{name}/c.{chunk}"
+                body = self._storage.get(key)
+                values = None if whole or body is None else _decode_index(name, body)
+                if values is None:  # lost or mangled: all rows of the chunk are built again
+                    values = [_empty(name)] * INDEX_ROWS
+                    slots = list(range(chunk * INDEX_ROWS, (chunk + 1) * INDEX_ROWS))
+                for slot in slots:
+                    values[slot % INDEX_ROWS] = self._index_value(name, slot)
+                encoded = _encode_index(name, values)
+                if encoded != body:
+                    objects[key] = encoded
+            self._storage.put(objects)
+
+    def _index_value(self, name: str, slot: int) -> Any:
+        entry = self._visible.get(slot)
+        if entry is None:
+            return _empty(name)
+        return entry.num_steps if name == LENGTH else self._metadata_text(entry)
+
+    def _metadata_text(self, entry: Entry) -> str:
+        record = read_record(self._storage, entry.slot)
+        metadata = record.metadata if record is not None else {}
+        overlay = self._snapshot.overlays.get(entry.uid)
+        content = {
+            "uid": entry.uid,
+            "status": entry.status,
+            "num_steps": entry.num_steps,
+            "outcome": entry.outcome.to_json(),
+            "started_ns": entry.started_ns,
+            "metadata": overlay.apply_to(metadata) if overlay is not None else metadata,
+        }
+        return documents.canonical(content).decode()
+
+    def put_derived(self, rows: list[int]) -> None:
+        """The stored horizon labels, NaN where a label is not known."""
+        for slot in rows:
+            entry = self._visible.get(slot)
+            if entry is None:
+                continue
+            schema = self._schemas[entry.schema_revision]
+            objects = {}
+            for name, feature in schema.features.items():
+                if feature.derived:
+                    spec = array_specs(schema)[name]
+                    objects |= {
+                        key: body
+                        for key, body in _derived_shards(spec, entry, self._labels(entry, schema)).items()
+                        if self._storage.get(key) != body
+                    }
+            self._storage.put(objects)
+
+    def _labels(self, entry: Entry, schema: Schema) -> np.ndarray:
+        horizons, stamps = schema.label_horizons, None
+        if horizons.unit == "s":
+            stamps = _read_stamps(self._storage, array_specs(schema)[TIMESTAMP], entry)
+        labels, mask = horizon_labels(
+            entry.num_steps, entry.outcome, horizons, schema.failure_kinds, timestamp_ns=stamps
+        )
+        return np.where(mask, labels, np.nan)
+
+
+def _derived_shards(spec: ArraySpec, entry: Entry, values: np.ndarray) -> dict[str, bytes]:
+    values, shards = values.astype(spec.numpy_dtype), {}
+    for segment in range(spec.segments(entry.num_steps)):
+        part = values[segment * spec.segment_steps : (segment + 1) * spec.segment_steps]
+        chunks = [
+            encode_chunk(spec, part[start : start + spec.chunk_steps])
+            for start in range(0, len(part), spec.chunk_steps)
+        ]
+        shards[spec.shard_key(entry.slot, segment)] = whole_shard(spec.chunks_per_shard, chunks)
+    return shards
+
+
+def _read_stamps(storage: Storage, spec: ArraySpec, entry: Entry) -> np.ndarray:
+    parts = []
+    for segment in range(spec.segments(entry.num_steps)):
+        key = spec.shard_key(entry.slot, segment)
+        opened = storage.open_shard(key)
+        if opened is None:
+            raise CorruptDataError(f"publish: episode {entry.uid}: the shard is missing; {key}")
+        parts.append(decode_chunk(spec, ShardReader(*opened, spec, num_chunks=1).chunk(0)))
+    return np.concatenate(parts)[: entry.num_steps]
+
+
+def _put_metadata(
+    storage: Storage, schemas: list[Schema], snapshot: Snapshot, root: dict[str, Any] | None
+) -> None:
+    slots, steps = snapshot.num_slots, max((entry.num_steps for entry in snapshot.entries), default=0)
+    arrays = {}
+    for name, spec in array_specs(schemas[-1]).items():
+        old = _read_json(storage, f"{name}/zarr.json") or {}
+        shape = old.get("shape") if isinstance(old.get("shape"), list) else None
+        published = (shape[0], shape[1]) if shape and len(shape) >= 2 else (0, 0)
+        arrays[name] = array_metadata(spec, max(slots, published[0]), max(steps, published[1]))  # never shrinks
+    for name in (METADATA, LENGTH):
+        arrays[name] = index_metadata(name, slots)
+    for name, document in arrays.items():  # episode_length is the last of them
+        _put_json(storage, f"{name}/zarr.json", document)
+    document = root_metadata(schemas[-1], len(schemas) - 1, arrays)
+    document["attributes"]["salus"]["published"] = {
+        "slots": slots,
+        "open": snapshot.open_slots,
+        "amendments": len(snapshot.amendments),
+    }
+    if document != root:
+        _put_json(storage, _ROOT, document)
+
+
+def _put_json(storage: Storage, key: str, document: dict[str, Any]) -> None:
+    body = metadata_bytes(document)
+    if storage.get(key) != body:
+        storage.put({key: body})
+
+
+def _read_json(storage: Storage, key: str) -> dict[str, Any] | None:
+    body = storage.get(key)
+    if body is None:
+        return None
+    try:
+        return documents.parse(body, key=key)
+    except CorruptDataError:
+        return None  # derived: it is written anew
+
+
+def _empty(name: str) -> Any:
+    return 0 if name == LENGTH else ""
+
+
+def _index_spec(name: str) -> ArraySpec:
+    return ArraySpec(name, "int32" if name == LENGTH else "string", (), INDEX_ROWS, INDEX_ROWS)
+
+
+def _encode_index(name: str, values: list[Any]) -> bytes:
+    spec = _index_spec(name)
+    return encode_chunk(spec, np.array(values, spec.numpy_dtype))
+
+
+def _decode_index(name: str, body: bytes) -> list[Any] | None:
+    try:
+        values: list[Any] = decode_chunk(_index_spec(name), body).tolist()
+    except CorruptDataError:
+        return None
+    return values

@@ -1,0 +1,103 @@
+"""Records: the small JSON object whose creation decides a slot (docs/spec.md, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .. import documents
+from ..errors import CorruptDataError
+from ..labels import Outcome
+from ..layout import record_key
+from ..shards import ShardInfo
+
+Status = Literal["committed", "salvaged", "aborted"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a decided slot.
+
+    Attributes:
+        slot: Row on axis 0 of every array.
+        uid: UUIDv7 text.
+        status: `"committed"`, `"salvaged"` or `"aborted"`.
+        num_steps: Length on the clock `step`; 0 when aborted.
+        schema_revision: The revision that it was recorded under.
+        shards: One per array and segment.
+        outcome: How it ended.
+        metadata: JSON values by key, given by the user.
+        timestamp_source: Where the stamps come from: `"caller"`, `"monotonic"` (the recorder's clock) or `"rate"`
+            (made from the declared rate, for episodes that came as whole arrays without stamps).
+        started_ns, ended_ns: Wall clock of the recording, nanoseconds since 1970. For people; nothing depends on them.
+        reason: Why it was aborted.
+        digest: Digest of the record's bytes; empty until it is written or read.
+    """
+
+    slot: int
+    uid: str
+    status: Status
+    num_steps: int = 0
+    schema_revision: int = 0
+    shards: tuple[ShardInfo, ...] = ()
+    outcome: Outcome = Outcome()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    timestamp_source: str = "monotonic"
+    started_ns: int = 0
+    ended_ns: int = 0
+    reason: str | None = None
+    digest: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The sealed body."""
+        return documents.seal(
+            {
+                "slot": self.slot,
+                "uid": self.uid,
+                "status": self.status,
+                "lengths": {"step": self.num_steps},
+                "schema_revision": self.schema_revision,
+                "shards": [shard.to_json() for shard in self.shards],
+                "outcome": self.outcome.to_json(),
+                "metadata": self.metadata,
+                "timestamp_source": self.timestamp_source,
+                "started_ns": self.started_ns,
+                "ended_ns": self.ended_ns,
+                "reason": self.reason,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, body: bytes, slot: int) -> Record:
+        """Parse the record of `slot`.
+
+        Raises:
+            CorruptDataError: The digest does not hold, or the content is not that of a record of this slot.
+        """
+        key = record_key(slot)
+        document = documents.unseal(body, key=key)
+        try:
+            record = cls(
+                slot=document["slot"],
+                uid=document["uid"],
+                status=document["status"],
+                num_steps=document["lengths"]["step"],
+                schema_revision=document["schema_revision"],
+                shards=tuple(ShardInfo.from_json(shard) for shard in document["shards"]),
+                outcome=Outcome.from_json(document["outcome"]),
+                metadata=document["metadata"],
+                timestamp_source=document["timestamp_source"],
+                started_ns=document["started_ns"],
+                ended_ns=document["ended_ns"],
+                reason=document["reason"],
+                digest=documents.digest_of(body),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CorruptDataError(f"record: not understood: {error!r}; {key}") from error
+        if record.slot != slot:
+            raise CorruptDataError(f"record: it is of slot {record.slot}, expected slot {slot}; {key}")
+        decided = record.status in ("committed", "salvaged", "aborted")
+        lengths_fit = isinstance(record.num_steps, int) and 0 <= record.num_steps < 2**31
+        if not decided or not lengths_fit or (record.num_steps > 0) != (record.status != "aborted"):
+            raise CorruptDataError(f"record: status {record.status!r} with {record.num_steps} steps; {key}")
+        return record

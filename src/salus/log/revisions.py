@@ -1,0 +1,42 @@
+"""Schema revisions: `_salus/schema/000000.json` creates a dataset, later ones add features."""
+
+from __future__ import annotations
+
+import time
+
+from .. import documents
+from ..errors import FormatError
+from ..layout import schema_key
+from ..schema import FORMAT, Schema
+from ..storage import Storage
+
+
+def put_revision(storage: Storage, revision: int, schema: Schema) -> None:
+    """Write revision `revision`.
+
+    Raises:
+        AlreadyExistsError: Another process wrote it first.
+        RecordingError: The storage refused.
+    """
+    document = {"format": FORMAT, "revision": revision, "time_ns": time.time_ns(), "schema": schema.to_json()}
+    storage.put_new(schema_key(revision), documents.seal(document))
+
+
+def read_revisions(storage: Storage) -> list[Schema]:
+    """All revisions, oldest first; empty where there is no dataset.
+
+    Raises:
+        FormatError: A newer format, or a schema that this version does not know.
+        CorruptDataError: A revision does not hold.
+    """
+    found: list[Schema] = []
+    while (body := storage.get(schema_key(len(found)))) is not None:
+        document = documents.unseal(body, key=schema_key(len(found)))
+        version = document.get("format")
+        if version != FORMAT:
+            raise FormatError(
+                f"open: the dataset is of format {version}, this salus reads up to {FORMAT}: "
+                f"a newer salus is needed; {storage.url}"
+            )
+        found.append(Schema.from_json(document.get("schema", {})))
+    return found

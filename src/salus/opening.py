@@ -1,0 +1,134 @@
+"""`salus.create` and `salus.open`: what is there, and what to do when it is not what was expected."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, get_args
+
+from . import documents
+from .dataset import Dataset, Mode
+from .errors import AlreadyExistsError, CorruptDataError, FormatError, InvalidInputError, NotFoundError
+from .layout import PRIVATE
+from .log.publish import publish
+from .log.revisions import put_revision, read_revisions
+from .log.snapshot import load
+from .log.tags import read_tag
+from .schema import Schema
+from .storage import LocalStorage, Storage, open_local
+
+
+def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = False) -> Dataset:
+    """Create an empty dataset, durable on return, and open it for writing.
+
+    Args:
+        path: A local directory that does not exist yet, or is empty.
+        schema: What it will hold.
+        exist_ok: Open the dataset that is there, if its schema is this one: for scripts that are run again, and for
+            several processes that start together.
+
+    Raises:
+        AlreadyExistsError: Something is there.
+        InvalidInputError: `exist_ok`, and the schemas differ. Lists the differences.
+        RecordingError: The storage refused.
+    """
+    storage = open_local(path)
+    if not read_revisions(storage):
+        _check_empty(storage)
+        try:
+            put_revision(storage, 0, schema)
+        except AlreadyExistsError:  # another process created it in this moment
+            if not exist_ok:
+                raise _exists(storage) from None
+    elif not exist_ok:
+        raise _exists(storage)
+    dataset = open(path, mode="a")
+    differences = dataset.schema.differences(schema) if exist_ok else []
+    if differences:
+        raise InvalidInputError.listing(differences, subject=f"create: the schema differs from that of {storage.url}")
+    return dataset
+
+
+def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = None) -> Dataset:
+    """Open a dataset at its newest state, or at a tag.
+
+    Args:
+        path: The dataset.
+        mode: `"r"` to read; `"a"` to record, amend and tag as well.
+        tag: Read the snapshot of that name.
+
+    Raises:
+        NotFoundError: Nothing is there, or no such tag.
+        FormatError: Not a SALUS dataset, or one of a newer format.
+        CorruptDataError: The schema, an amendment or the tag does not hold.
+    """
+    if mode not in get_args(Mode):
+        raise InvalidInputError(f'mode: got {mode!r}, expected "r" or "a"')
+    if tag is not None and mode != "r":
+        raise InvalidInputError(f'open: a tag never changes, so mode {mode!r} does not go with tag {tag!r}; use mode="r"')
+    storage = open_local(path)
+    schemas = read_revisions(storage)
+    if not schemas:
+        raise _not_a_dataset(storage)
+    if mode == "a" and storage.get("zarr.json") is None:
+        publish(storage)  # a crash came between creating the dataset and publishing it
+    snapshot = load(storage) if tag is None else read_tag(storage, tag)
+    return Dataset(storage, schemas, snapshot, mode, tag)
+
+
+def _exists(storage: Storage) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f'create: a dataset is there already; salus.open({storage.url!r}, mode="a") goes on with it, '
+        "create(..., exist_ok=True) does either"
+    )
+
+
+def _check_empty(storage: LocalStorage) -> None:
+    if storage.root.is_file():
+        raise AlreadyExistsError(f"create: a file is there, expected nothing or an empty directory; {storage.url}")
+    others = [name for name in storage.list("") if name != PRIVATE]  # _salus alone: a crash came while creating
+    if others:
+        raise AlreadyExistsError(
+            f"create: the directory is not empty ({', '.join(sorted(others)[:3])} …); choose another path; {storage.url}"
+        )
+
+
+def _not_a_dataset(storage: LocalStorage) -> Exception:
+    root = storage.root
+    if not root.exists():
+        return NotFoundError(f"open: nothing is there; salus.create(path, schema) makes a dataset; {root}")
+    if not root.is_dir():
+        return FormatError(f"open: a file, expected a directory that holds a SALUS dataset; {root}")
+    plain = _plain_zarr(storage)
+    if plain is not None:
+        return FormatError(
+            f"open: a plain Zarr v3 group, not a SALUS dataset: it has no log of committed episodes. It holds "
+            f"{plain}. To import it, read each row with zarr and hand it to recorder.record_episode(arrays, metadata) "
+            f"of a new dataset; docs/howto/import-plain-zarr.md shows it; {root}"
+        )
+    if (root / ".zgroup").exists():
+        return FormatError(
+            f"open: a Zarr v2 group, not a SALUS dataset; read it with zarr and hand each episode to "
+            f"recorder.record_episode(arrays, metadata) of a new dataset; {root}"
+        )
+    found = ", ".join(sorted(storage.list(""))[:4]) or "nothing"
+    return FormatError(f"open: not a SALUS dataset: no {PRIVATE}/schema/000000.json; it holds {found}; {root}")
+
+
+def _plain_zarr(storage: LocalStorage) -> str | None:
+    """What a plain Zarr v3 group at the root holds, in words; None where there is none."""
+    body = storage.get("zarr.json")
+    if body is None:
+        return None
+    found = []
+    for name in sorted(storage.list("")):
+        metadata: dict[str, Any] = {}
+        if (storage.root / name / "zarr.json").is_file():
+            try:
+                metadata = documents.parse(storage.get(f"{name}/zarr.json") or b"", key=name)
+            except CorruptDataError:
+                continue
+        if metadata.get("node_type") == "array":
+            found.append(f"{name} {metadata.get('data_type')} {tuple(metadata.get('shape', ()))}")
+    return "; ".join(found) or "no arrays"
+
+

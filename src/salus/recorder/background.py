@@ -1,0 +1,81 @@
+"""The writing thread of a recorder: one queue, strict order, bounded memory."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from .files import FLUSH_INTERVAL_S
+
+Job = Callable[[], None]
+
+
+class Background:
+    """Runs jobs one after the other on one thread, and encodes on a few others.
+
+    Args:
+        budget_bytes: Bytes of images that may wait; `submit` blocks while there are more.
+        threads: Encoding threads.
+        idle: Called about every half second, on the writing thread.
+
+    Thread-safety: safe.
+    """
+
+    def __init__(self, *, budget_bytes: int, threads: int, idle: Job) -> None:
+        self._queue: queue.SimpleQueue[tuple[Job, int] | None] = queue.SimpleQueue()
+        self._budget = budget_bytes
+        self._waiting = 0
+        self._room = threading.Condition()
+        self._idle = idle
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="salus-encode")
+        self._thread = threading.Thread(target=self._run, name="salus-write", daemon=True)
+        self._thread.start()
+
+    def encode(self, function: Callable[..., bytes], *arguments: Any) -> Future[bytes]:
+        """Run `function` on an encoding thread."""
+        return self._pool.submit(function, *arguments)
+
+    def submit(self, job: Job, cost_bytes: int = 0) -> None:
+        """Queue a job that must not raise; waits while too many bytes wait."""
+        with self._room:
+            while self._waiting and self._waiting + cost_bytes > self._budget:
+                self._room.wait()
+            self._waiting += cost_bytes
+        self._queue.put((job, cost_bytes))
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run `function` in its turn, and return or raise what it does."""
+        done: Future[Any] = Future()
+
+        def job() -> None:
+            try:
+                done.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+                done.set_exception(error)
+
+        self.submit(job)
+        return done.result()
+
+    def close(self) -> None:
+        """Finish all jobs and stop."""
+        self._queue.put(None)
+        self._thread.join()
+        self._pool.shutdown()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                item = self._queue.get(timeout=FLUSH_INTERVAL_S / 2)
+            except queue.Empty:
+                self._idle()
+                continue
+            if item is None:
+                return
+            job, cost = item
+            job()
+            with self._room:
+                self._waiting -= cost
+                self._room.notify_all()

@@ -1,0 +1,206 @@
+"""What may be recorded: every value of a step, or of a whole episode, against the schema. All problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidInputError, did_you_mean
+from ..layout import ArraySpec, array_specs
+from ..schema import TIMESTAMP, Feature, Image, Schema, Text, flatten
+
+Stored = dict[str, np.ndarray]
+
+
+class StepChecker:
+    """Turns what a caller hands over into arrays as they are stored, or into one error that lists every problem.
+
+    Args:
+        schema: The schema to record under.
+        bgr: Image features that arrive with red and blue exchanged.
+
+    Raises:
+        InvalidInputError: `bgr` names something that is no color image.
+    """
+
+    def __init__(self, schema: Schema, bgr: Collection[str] = ()) -> None:
+        self.features = schema.recorded
+        self.specs = array_specs(schema)
+        for name in bgr:
+            feature = self.features.get(name)
+            if not isinstance(feature, Image) or feature.color != "rgb":
+                raise InvalidInputError(f"bgr: got {name!r}, expected the name of an RGB image feature")
+        self._bgr = frozenset(bgr)
+
+    def step(self, values: Mapping[str, Any], more: Mapping[str, Any]) -> Stored:
+        """One step: array name to (1, *stored_step_shape), copied.
+
+        Raises:
+            InvalidInputError: Every problem of the step.
+        """
+        stored, _ = self._check(values, more, whole=False)
+        return stored
+
+    def episode(self, arrays: Mapping[str, Any]) -> tuple[Stored, int]:
+        """A whole episode: array name to (T, *stored_step_shape), views where possible; and T.
+
+        Raises:
+            InvalidInputError: Every problem of the episode.
+        """
+        return self._check(arrays, {}, whole=True)
+
+    def _check(self, values: Mapping[str, Any], more: Mapping[str, Any], *, whole: bool) -> tuple[Stored, int]:
+        problems: list[str] = []
+        given = self._named(values, more, problems)
+        stored: Stored = {}
+        for name, feature in self.features.items():
+            if name not in given and not feature.nullable:
+                problems.append(f"{name!r}: missing")
+                continue
+            try:
+                self._store(name, feature, given.get(name), whole, stored)
+            except InvalidInputError as error:
+                problems.append(f"{name!r}: {error}")
+        lengths = {name: len(array) for name, array in stored.items()}
+        num_steps = max(lengths.values(), default=0)
+        for name, length in lengths.items():
+            if length != num_steps:
+                problems.append(f"{name!r}: got {length} steps, others have {num_steps}")
+        if problems:
+            raise InvalidInputError.listing(problems, subject="record_episode" if whole else "append")
+        if num_steps == 0:
+            raise InvalidInputError("record_episode: got arrays of 0 steps, expected at least 1")
+        return stored, num_steps
+
+    def _named(self, values: Mapping[str, Any], more: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+        if not isinstance(values, Mapping):
+            raise InvalidInputError(f"append: got {type(values).__name__}, expected a mapping of features to values")
+        given: dict[str, Any] = {}
+        for source in (flatten(values), flatten(more)):
+            for name, value in source.items():
+                if name in given:
+                    problems.append(f"{name!r}: given twice")
+                elif name in self.features:
+                    given[name] = value
+                elif name in self.specs:
+                    problems.append(f"{name!r}: is computed, not recorded; leave it out")
+                else:
+                    hint = did_you_mean(name, self.features)
+                    problems.append(f"{name!r}: not a feature of this dataset{hint}")
+        return given
+
+    def _store(self, name: str, feature: Feature, value: Any, whole: bool, stored: Stored) -> None:
+        spec = self.specs[name]
+        if feature.nullable:
+            if value is None and whole:
+                raise InvalidInputError("got None, expected an array; leave steps without a value to append()")
+            stored[f"{name}.valid"] = np.ones(len(value) if whole else 1, bool) & (value is not None)
+            if value is None:
+                value = "" if spec.is_text else np.zeros(feature.shape, spec.numpy_dtype)
+        if isinstance(feature, Text):
+            stored[name] = _checked_text(value, whole)
+            return
+        array = _checked_array(feature, value, 1 if whole else 0)
+        if not whole:
+            array = array[None]
+        if isinstance(feature, Image) and array.shape[1:] != feature.shape:  # it came in the other layout
+            array = array.transpose(0, 3, 1, 2) if feature.layout == "CHW" else array.transpose(0, 2, 3, 1)
+        if name in self._bgr:
+            axis = 1 if spec.channels_last else -1
+            array = np.flip(array, axis)
+        array = spec.as_stored(array).astype(spec.numpy_dtype, copy=False)
+        stored[name] = array if whole else np.array(array, order="C", copy=True)
+
+
+def check_stamps(stamps: Any, num_steps: int) -> np.ndarray:
+    """int64 (T,) stamps of a whole episode.
+
+    Raises:
+        InvalidInputError: Not whole numbers, not one per step, or not increasing.
+    """
+    array = np.asarray(stamps)
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise InvalidInputError(f"{TIMESTAMP}: got {array.dtype} {array.shape}, expected int64 ({num_steps},)")
+    if len(array) != num_steps:
+        raise InvalidInputError(f"{TIMESTAMP}: got {len(array)} stamps for {num_steps} steps")
+    array = array.astype(np.int64)
+    backwards = np.flatnonzero(np.diff(array) <= 0)
+    if len(backwards):
+        step = int(backwards[0]) + 1
+        raise InvalidInputError(
+            f"{TIMESTAMP}: got {array[step]} at step {step}, expected more than {array[step - 1]}: time goes forward"
+        )
+    return array
+
+
+def check_stamp(stamp: Any, previous: int | None) -> int:
+    """One stamp, after the previous one.
+
+    Raises:
+        InvalidInputError: Not a whole number that fits int64, or not after it.
+    """
+    if isinstance(stamp, bool) or not isinstance(stamp, int | np.integer):
+        raise InvalidInputError(f"{TIMESTAMP}: got {type(stamp).__name__} {stamp!r}, expected whole nanoseconds")
+    if not -(2**63) <= stamp < 2**63:
+        raise InvalidInputError(f"{TIMESTAMP}: got {stamp}, expected a number that int64 holds")
+    if previous is not None and stamp <= previous:
+        raise InvalidInputError(f"{TIMESTAMP}: got {stamp}, expected more than {previous}: time goes forward")
+    return int(stamp)
+
+
+def _checked_text(value: Any, whole: bool) -> np.ndarray:
+    texts = list(value) if whole and not isinstance(value, str) else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise InvalidInputError(f"got {type(text).__name__}, expected text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(f"got text that has no UTF-8 form: {error.reason}") from error
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array
+
+
+def _checked_array(feature: Feature, value: Any, leading: int) -> np.ndarray:
+    expected = f"{feature.dtype} {feature.shape}"
+    if value is None or isinstance(value, str | bytes):
+        raise InvalidInputError(f"got {'None' if value is None else type(value).__name__}, expected {expected}")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"got {type(value).__name__}, expected {expected}: {error}") from error
+    _check_dtype(feature, array)
+    shapes = [feature.shape, feature.other_layout_shape] if isinstance(feature, Image) else [feature.shape]
+    if array.ndim < leading or array.shape[leading:] not in shapes:
+        steps = "(T, …) with a step of " if leading else ""
+        raise InvalidInputError(f"got shape {array.shape}, expected {steps}{feature.shape}")
+    target = np.dtype(feature.dtype)
+    if array.dtype.kind in "iu" and target.kind in "iu" and array.size:
+        limits = np.iinfo(target)
+        for extreme in (int(array.min()), int(array.max())):
+            if not limits.min <= extreme <= limits.max:
+                raise InvalidInputError(f"got {extreme}, which {target.name} cannot hold")
+    if target.kind == "f":
+        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, and is refused as that
+            array = array.astype(target, copy=False)
+        if not feature.allow_nan and not np.isfinite(array).all():
+            place = tuple(int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
+            where = f" at {place}" if place else ""
+            raise InvalidInputError(
+                f"got {array[place]}{where}, expected finite values (Feature(..., allow_nan=True) would keep it)"
+            )
+    return array
+
+
+def _check_dtype(feature: Feature, array: np.ndarray) -> None:
+    target = np.dtype(feature.dtype)
+    if isinstance(feature, Image):
+        fits = array.dtype == target
+    else:
+        both_integers = array.dtype.kind in "iu" and target.kind in "iu"
+        fits = both_integers or (array.dtype.kind in "biuf" and np.can_cast(array.dtype, target, "same_kind"))
+    if not fits:
+        raise InvalidInputError(f"got dtype {array.dtype}, expected {feature.dtype}")

@@ -1,0 +1,332 @@
+"""One episode being recorded: `append`, `succeed` or `fail`, `commit` or `discard`."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from ..codecs import encode_chunk
+from ..errors import InvalidInputError, RecordingError
+from ..labels import Outcome, Result
+from ..log.records import Record
+from ..log.snapshot import Entry
+from ..schema import TIMESTAMP, Schema
+from .background import Background
+from .checking import StepChecker, Stored, check_stamp
+from .files import EpisodeFiles, as_recording_error
+
+State = Literal["recording", "committed", "discarded", "failed"]
+
+_BATCH_STEPS = 32
+
+
+class EpisodeWriter:
+    """An episode in progress, made by `recorder.episode(...)` or `recorder.start(...)`.
+
+    As a context manager it commits on leaving the block, and aborts the episode when an exception leaves it.
+
+    Attributes:
+        uid: The episode's name from now on.
+        slot: Its row on axis 0 of every array.
+
+    Thread-safety: one thread at a time appends to one episode; different episodes may use different threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        uid: str,
+        slot: int,
+        schema: Schema,
+        revision: int,
+        metadata: dict[str, Any],
+        checker: StepChecker,
+        background: Background,
+        files: EpisodeFiles,
+        on_end: Callable[[EpisodeWriter], None],
+    ) -> None:
+        self.uid = uid
+        self.slot = slot
+        self._schema = schema
+        self._revision = revision
+        self._metadata = metadata
+        self._checker = checker
+        self._background = background
+        self._files = files
+        self._on_end = on_end
+        self._lock = threading.RLock()
+        self._state: State = "recording"
+        self._error: RecordingError | None = None
+        self._outcome = Outcome()
+        self._num_steps = 0
+        self._timestamp_source: str | None = None
+        self._last_stamp: int | None = None
+        self._started_ns = time.time_ns()
+        self._clock_offset = self._started_ns - time.monotonic_ns()
+        self._pid = os.getpid()
+        self._specs = {name: spec for name, spec in checker.specs.items() if not spec.derived}
+        self._segment = self._new_segment()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps appended so far."""
+        return self._num_steps
+
+    @property
+    def state(self) -> State:
+        """`"recording"`, `"committed"`, `"discarded"`, or `"failed"` (writing failed; nothing was committed)."""
+        return self._state
+
+    # --- recording ---------------------------------------------------------------------------------------------
+
+    def append(self, step: Mapping[str, Any] | None = None, /, *, timestamp_ns: int | None = None, **more: Any) -> None:
+        """Add one step: a value for every feature of the schema. Copies, queues, and returns.
+
+        Args:
+            step: Feature name to value; nested mappings are joined with ".".
+            timestamp_ns: When the step was taken, integer nanoseconds on any clock that goes forward. Without it, the
+                recorder's own clock: monotonic, set once to the wall clock when the episode starts. Either for all
+                steps of an episode, or for none.
+            **more: Further features, by keyword.
+
+        Raises:
+            InvalidInputError: Every problem of the step: shape, dtype, NaN, unknown or missing feature, time. Nothing
+                of the step is kept, and the episode goes on.
+            RecordingError: The episode has ended, or writing failed (the disk is full); nothing more can be added.
+
+        Cost: a copy of the step; waits only while more than the recorder's `queue_bytes` of images wait.
+        """
+        with self._lock:
+            self._check_recording("append")
+            stored = self._checker.step(step if step is not None else {}, more)
+            stored[TIMESTAMP] = np.array([self._stamp(timestamp_ns)], np.int64)
+            self._add(stored)
+
+    def _stamp(self, given: int | None) -> int:
+        source = "monotonic" if given is None else "caller"
+        if self._timestamp_source not in (None, source):
+            expected = "one, as for the steps before" if given is None else "none, as for the steps before"
+            raise InvalidInputError(f"{TIMESTAMP}: got {'none' if given is None else given}, expected {expected}")
+        if given is None:
+            stamp = time.monotonic_ns() + self._clock_offset
+            stamp = stamp if self._last_stamp is None else max(stamp, self._last_stamp + 1)
+        else:
+            stamp = check_stamp(given, self._last_stamp)
+        self._timestamp_source, self._last_stamp = source, stamp
+        return stamp
+
+    def add_whole(self, stored: Stored, num_steps: int, *, timestamp_source: str) -> None:
+        """Add all steps at once, checked already. Used by `Recorder.record_episode`."""
+        with self._lock:
+            self._timestamp_source = timestamp_source
+            size, first = self._schema.segment_steps, 0
+            while first < num_steps:
+                stop = min(first + _BATCH_STEPS, (first // size + 1) * size, num_steps)
+                self._add({name: values[first:stop] for name, values in stored.items()})
+                first = stop
+
+    def _add(self, stored: Stored) -> None:
+        """Queue consecutive steps that lie in one segment."""
+        count, first = len(stored[TIMESTAMP]), self._num_steps
+        start = first % self._schema.segment_steps
+        rows: dict[str, np.ndarray] = {}
+        encoding: dict[str, list[Future[bytes]]] = {}
+        cost = 0
+        for name, spec in self._specs.items():
+            values = stored[name]
+            if spec.chunk_steps == 1:
+                cost += values.nbytes
+                encoding[name] = [
+                    self._background.encode(encode_chunk, spec, values[row : row + 1]) for row in range(count)
+                ]
+            else:
+                self._segment[name][start : start + count] = values
+                rows[name] = self._segment[name][start : start + count]
+        self._num_steps += count
+
+        def write() -> None:
+            images = {name: [chunk.result() for chunk in chunks] for name, chunks in encoding.items()}
+            self._files.write_steps(first, rows, images)
+
+        self._submit(write, cost)
+        if self._num_steps % self._schema.segment_steps == 0:
+            self._finish_segment()
+
+    def _finish_segment(self) -> None:
+        count = (self._num_steps - 1) % self._schema.segment_steps + 1
+        rows = {name: values[:count] for name, values in self._segment.items()}
+        self._segment = self._new_segment()
+        self._submit(lambda: self._files.finish_segment(rows))
+
+    def _new_segment(self) -> dict[str, np.ndarray]:
+        steps = self._schema.segment_steps
+        return {
+            name: np.empty((steps, *spec.stored_step_shape), spec.numpy_dtype)
+            for name, spec in self._specs.items()
+            if spec.chunk_steps != 1
+        }
+
+    def _submit(self, job: Any, cost: int = 0) -> None:
+        def guarded() -> None:
+            if self._error is not None:
+                return
+            try:
+                job()
+            except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
+                self._error = as_recording_error(error, self.uid)
+                self._error.__cause__ = error
+
+        self._background.submit(guarded, cost)
+
+    # --- outcome -----------------------------------------------------------------------------------------------
+
+    def succeed(self) -> None:
+        """The episode reached its goal.
+
+        Raises:
+            RecordingError: It has ended already.
+        """
+        self._check_recording("succeed")
+        self._outcome = Outcome("success")
+
+    def fail(self, kind: str | None = None, *, step: int | None = None) -> None:
+        """The episode failed. More steps may follow; the last call counts.
+
+        Args:
+            kind: One of the schema's `failure_kinds`; None when it is not known.
+            step: When it happened, 0 … num_steps - 1; by default the step appended last.
+
+        Raises:
+            InvalidInputError: An unknown kind, or no such step.
+            RecordingError: The episode has ended already.
+        """
+        self._check_recording("fail")
+        if step is None:
+            step = max(self._num_steps - 1, 0)
+        outcome = Outcome("failure", kind, step)
+        outcome.check(num_steps=max(self._num_steps, 1), kinds=self._schema.failure_kinds)
+        self._outcome = outcome
+
+    # --- ending ------------------------------------------------------------------------------------------------
+
+    def commit(self, outcome: Outcome | Result | None = None) -> Entry:
+        """End the episode and keep it. When this returns, it is on disk, whole, for good.
+
+        Args:
+            outcome: How it ended, unless `succeed` or `fail` said so. `"failure"` alone means: at the last step.
+
+        Returns:
+            The episode's row in the episode table.
+
+        Raises:
+            InvalidInputError: No step was appended (the episode is aborted), or the outcome does not fit (it goes on).
+            EpisodeFencedError: Another process decided the episode.
+            CommitUnknownError: The disk did not say whether it kept the record; look before recording again.
+            RecordingError: Writing failed; the episode is not committed.
+        """
+        with self._lock:
+            self._check_recording("commit")
+            if outcome == "failure" and self._num_steps:
+                self.fail()
+            elif outcome is not None:
+                new = Outcome.of(outcome)
+                new.check(num_steps=max(self._num_steps, 1), kinds=self._schema.failure_kinds)
+                self._outcome = new
+            if self._num_steps == 0:
+                self.discard(reason="no step was appended")
+                raise InvalidInputError(f"commit: no step was appended, so episode {self.uid} was aborted")
+            if self._num_steps % self._schema.segment_steps:
+                self._finish_segment()
+            return self._end("committed")
+
+    def discard(self, *, reason: str = "") -> None:
+        """End the episode and do not keep it.
+
+        Args:
+            reason: Why; kept in the log.
+
+        Raises:
+            RecordingError: It has ended already.
+        """
+        with self._lock:
+            if self._state != "failed":
+                self._check_recording("discard", raise_failure=False)
+            self._end("discarded", reason=reason)
+
+    def _end(self, state: State, *, reason: str | None = None) -> Entry:
+        kept = state == "committed"
+        record = Record(
+            slot=self.slot,
+            uid=self.uid,
+            status="committed" if kept else "aborted",
+            num_steps=self._num_steps if kept else 0,
+            schema_revision=self._revision,
+            outcome=self._outcome if kept else Outcome(),
+            metadata=self._metadata,
+            timestamp_source=self._timestamp_source or "monotonic",
+            started_ns=self._started_ns,
+            ended_ns=time.time_ns(),
+            reason=reason,
+        )
+
+        def decide() -> Entry:
+            if kept and self._error is not None:
+                raise self._error
+            return self._files.commit(record) if kept else self._files.abort(record)
+
+        self._state = "failed"  # until the record is there
+        try:
+            entry: Entry = self._background.call(decide)
+        except Exception as error:
+            self._error = as_recording_error(error, self.uid) if error is not self._error else self._error
+            self._files.close()
+            self._on_end(self)
+            raise self._error from error.__cause__ if error is self._error else error
+        self._state = state
+        self._on_end(self)
+        return entry
+
+    def _check_recording(self, what: str, *, raise_failure: bool = True) -> None:
+        if os.getpid() != self._pid:
+            raise RecordingError(
+                f"{what}: the episode was started in another process; a forked child opens the dataset and makes a "
+                "Recorder of its own"
+            )
+        if self._state in ("committed", "discarded"):
+            raise RecordingError(f"{what}: the episode is already {self._state}; {self.uid}")
+        if self._error is not None and raise_failure:
+            raise self._error
+
+    def flush_if_due(self) -> None:
+        """Keep the half-second promise while no steps come; called on the writing thread."""
+        if self._state == "recording" and self._error is None:
+            try:
+                self._files.flush_if_due()
+            except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
+                self._error = as_recording_error(error, self.uid)
+
+    # --- as a block --------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> EpisodeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state in ("committed", "discarded"):
+            return
+        if error is None:
+            self.commit()
+        elif os.getpid() == self._pid:
+            self.discard(reason=f"{type(error).__name__}: {error}")
+
+    def __repr__(self) -> str:
+        return f"<salus.EpisodeWriter {self.uid}: {self._state}, {self._num_steps} steps>"
+

@@ -1,0 +1,205 @@
+"""The files of one episode in progress: shards that grow, the journal, and the commit.
+
+Everything here runs on the recorder's writing thread, in the order of the protocol (docs/spec.md, section 3.2).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..codecs import encode_chunk
+from ..errors import AlreadyExistsError, EpisodeFencedError, RecordingError
+from ..layout import ArraySpec, journal_folder, record_key
+from ..log.records import Record
+from ..log.snapshot import Entry
+from ..shards import ShardInfo, ShardWriter
+from ..storage import LocalStorage
+from .journal import JournalWriter
+
+FLUSH_INTERVAL_S = 0.5
+
+_open_files: weakref.WeakSet[EpisodeFiles] = weakref.WeakSet()
+
+
+@dataclass
+class Pending:
+    """Steps that were written to shards but not yet to the journal."""
+
+    first: int = 0
+    count: int = 0
+    chunks: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+class EpisodeFiles:
+    """One episode on disk, from its claimed slot to its record.
+
+    Args:
+        storage: The dataset's.
+        specs: The arrays to write, without derived ones.
+        slot: The claimed slot.
+        start: The journal's first frame.
+    """
+
+    def __init__(self, storage: LocalStorage, specs: Mapping[str, ArraySpec], slot: int, start: dict[str, Any]) -> None:
+        self.slot = slot
+        self._storage = storage
+        self._specs = specs
+        self._segment_steps = next(iter(specs.values())).segment_steps
+        self._folder = storage.path(journal_folder(slot))
+        self._shards: dict[str, ShardWriter] = {}
+        self._finished: list[ShardInfo] = []
+        self._segment = 0
+        self._pending = Pending()
+        self._flushed = time.monotonic()
+        self._folder.mkdir(parents=True)
+        self._journal = JournalWriter(self._folder)
+        self._journal.add({"type": "start", "slot": slot, **start})
+        _open_files.add(self)
+
+    def write_steps(self, first: int, rows: Mapping[str, np.ndarray], images: Mapping[str, list[bytes]]) -> None:
+        """Write consecutive steps of one segment.
+
+        Args:
+            first: Number of the first of them in the episode.
+            rows: Arrays with many steps per chunk: (n, *stored_step_shape).
+            images: Arrays with one step per chunk: n encoded chunks.
+        """
+        count = len(next(iter(rows.values())))
+        if self._pending.count == 0:
+            self._pending.first = first
+        self._pending.count += count
+        for name, values in rows.items():
+            self._pending.rows.setdefault(name, []).append(values)
+        for name, encoded in images.items():
+            shard = self._shard(name)
+            places = self._pending.chunks.setdefault(name, [])
+            for offset, chunk in enumerate(encoded):
+                places.append(shard.add((first + offset) % self._segment_steps, chunk))
+        self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Make what was written durable, at least every half second."""
+        if self._pending.count and time.monotonic() - self._flushed >= FLUSH_INTERVAL_S:
+            self._flush()
+
+    def _flush(self) -> None:
+        # Data before the journal that points to it.
+        for shard in self._shards.values():
+            shard.sync()
+        pending, self._pending = self._pending, Pending()
+        rows = {name: np.concatenate(parts) for name, parts in pending.rows.items()}
+        texts = {name: values.tolist() for name, values in rows.items() if self._specs[name].is_text}
+        arrays = {name: values.tobytes() for name, values in rows.items() if name not in texts}
+        frame = {
+            "type": "steps",
+            "first": pending.first,
+            "count": pending.count,
+            "chunks": {name: [list(place) for place in places] for name, places in pending.chunks.items()},
+            "arrays": {name: len(body) for name, body in arrays.items()},
+            "texts": texts,
+        }
+        self._journal.add(frame, b"".join(arrays[name] for name in sorted(arrays)))
+        self._journal.sync()
+        self._storage.make_folder(self._folder.parent)
+        self._storage.sync_folder(self._folder, journal_folder(self.slot))
+        self._storage.sync_folder(self._folder.parent, journal_folder(self.slot))
+        self._flushed = time.monotonic()
+
+    def finish_segment(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Complete all shards of the current segment and put them in place.
+
+        Args:
+            rows: Arrays with many steps per chunk: all steps of the segment, (n, *stored_step_shape).
+
+        Raises:
+            EpisodeFencedError: Another process put other bytes in place.
+        """
+        for name, values in rows.items():
+            spec, shard = self._specs[name], self._shard(name)
+            for chunk, start in enumerate(range(0, len(values), spec.chunk_steps)):
+                shard.add(chunk, encode_chunk(spec, values[start : start + spec.chunk_steps]))
+        infos = []
+        for shard in self._shards.values():
+            infos.append(shard.finish())
+            try:
+                self._storage.put_new_file(shard.key, shard.path)
+            except AlreadyExistsError as error:
+                raise EpisodeFencedError(f"slot {self.slot}: another process wrote its shards: {error}") from error
+            shard.path.unlink(missing_ok=True)
+        self._shards = {}
+        self._finished += infos
+        # The shards hold these steps now, so the journal needs no copy of them.
+        self._pending = Pending()
+        self._journal.add(
+            {"type": "segment", "segment": self._segment, "shards": [info.to_json() for info in infos]}
+        )
+        self._segment += 1
+
+    def commit(self, record: Record) -> Entry:
+        """Write the record, which is the commit, and clean up.
+
+        Raises:
+            EpisodeFencedError: Another process decided the slot first.
+            CommitUnknownError: The storage did not say.
+        """
+        body = Record(**{**vars(record), "shards": tuple(self._finished)}).to_bytes()
+        return self._decide(body)
+
+    def abort(self, record: Record) -> Entry:
+        """Write an aborted record, and remove what was in progress. Finished shards stay for garbage collection."""
+        return self._decide(record.to_bytes())
+
+    def _decide(self, body: bytes) -> Entry:
+        try:
+            self._storage.put_new(record_key(self.slot), body)
+        except AlreadyExistsError as error:
+            self._remove()
+            raise EpisodeFencedError(f"slot {self.slot}: another process decided it first: {error}") from error
+        self._remove()
+        return Entry.of(Record.from_bytes(body, self.slot))
+
+    def _remove(self) -> None:
+        self.close()
+        shutil.rmtree(self._folder, ignore_errors=True)  # left-overs are harmless: the slot is decided
+
+    def close(self) -> None:
+        """Give up all descriptors, and the lock on the journal."""
+        self._journal.close()
+        for shard in self._shards.values():
+            shard.close()
+
+    def _shard(self, name: str) -> ShardWriter:
+        shard = self._shards.get(name)
+        if shard is None:
+            spec = self._specs[name]
+            path = self._folder / f"{name}.{self._segment}.shard"
+            shard = ShardWriter(path, spec.shard_key(self.slot, self._segment), spec.chunks_per_shard)
+            self._shards[name] = shard
+        return shard
+
+
+def as_recording_error(error: BaseException, uid: str) -> RecordingError:
+    """What went wrong on the writing thread, as the caller of `append` or `commit` gets it."""
+    if isinstance(error, RecordingError):
+        return type(error)(f"episode {uid}: {error}")
+    what = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+    where = f"; {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    return RecordingError(f"episode {uid}: writing failed: {what}{where}")
+
+
+def _close_in_child() -> None:
+    # A forked child shares the locks: held there, they would make a dead recorder look alive.
+    for files in list(_open_files):
+        files.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

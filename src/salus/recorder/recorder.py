@@ -1,0 +1,269 @@
+"""The recorder: starts episodes, owns the writing thread, and keeps plain Zarr readers up to date."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Collection, Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..dataset import Dataset
+from ..errors import InvalidInputError, RecordingError
+from ..labels import Outcome, Result
+from ..log.claims import claim_slot
+from ..log.publish import publish
+from ..log.snapshot import Entry, Snapshot, write_checkpoint
+from ..metadata import check_metadata
+from ..schema import TIMESTAMP
+from ..storage import LocalStorage
+from .background import Background
+from .checking import StepChecker, check_stamps
+from .episode_writer import EpisodeWriter
+from .files import EpisodeFiles
+from .uids import new_uid
+
+PUBLISH_INTERVAL_S = 1.0
+
+
+class Recorder:
+    """Records episodes into a dataset. Any number of episodes at once, and any number of recorders in as many processes.
+
+    Args:
+        dataset: Opened for writing: `salus.create(...)`, or `salus.open(..., mode="a")`.
+        bgr: Names of RGB image features whose images arrive as BGR (OpenCV); they are stored as RGB.
+        queue_bytes: Bytes of images that may wait for the encoder; `append` waits while there are more.
+        threads: Encoding threads.
+
+    Raises:
+        InvalidInputError: The dataset is read-only, or `bgr` names no RGB image.
+
+    Use it as a context manager, or call `close()`. Thread-safety: safe.
+    """
+
+    def __init__(
+        self, dataset: Dataset, *, bgr: Collection[str] = (), queue_bytes: int = 256 * 2**20, threads: int = 2
+    ) -> None:
+        if not isinstance(dataset, Dataset):
+            raise InvalidInputError(f"recorder: got {type(dataset).__name__}, expected a dataset; salus.open(path, mode='a')")
+        dataset.check_writable("record")
+        self._schema = dataset.schema
+        self._revision = dataset.schema_revision
+        self._storage = _local(dataset)
+        self._checker = StepChecker(self._schema, bgr)
+        self._open: dict[str, EpisodeWriter] = {}
+        self._lock = threading.Lock()
+        self._next_slot = 0
+        self._closed = False
+        self._pid = os.getpid()
+        self._background = Background(budget_bytes=queue_bytes, threads=threads, idle=_flusher(weakref.ref(self)))
+        self._publisher = _Publisher(self._storage)
+
+    @property
+    def open_episodes(self) -> list[EpisodeWriter]:
+        """The episodes that were started and have not ended."""
+        with self._lock:
+            return [episode for episode in self._open.values() if episode.state == "recording"]
+
+    def episode(self, metadata: Mapping[str, Any] | None = None, /, **more: Any) -> EpisodeWriter:
+        """Start an episode as a block: `with recorder.episode(task="...") as episode:`. Same as `start`."""
+        return self.start(metadata, **more)
+
+    def start(self, metadata: Mapping[str, Any] | None = None, /, **more: Any) -> EpisodeWriter:
+        """Start an episode.
+
+        Args:
+            metadata: JSON values by key; `task` becomes a column of the episode table.
+            **more: Further metadata, by keyword.
+
+        Raises:
+            InvalidInputError: Metadata that has no JSON text.
+            RecordingError: The recorder is closed, or the storage refused.
+        """
+        self._check_open("start")
+        return self._start(check_metadata({**(metadata or {}), **more}))
+
+    def _start(self, metadata: dict[str, Any]) -> EpisodeWriter:
+        uid = new_uid()
+        with self._lock:
+            slot = claim_slot(self._storage, uid, hint=self._next_slot)
+            self._next_slot = slot + 1
+        start = {
+            "uid": uid,
+            "schema_revision": self._revision,
+            "metadata": metadata,
+            "started_ns": time.time_ns(),
+        }
+        specs = {name: spec for name, spec in self._checker.specs.items() if not spec.derived}
+        try:
+            files = EpisodeFiles(self._storage, specs, slot, start)
+        except OSError as error:
+            raise RecordingError(f"start: {error.strerror}; {error.filename}") from error
+        episode = EpisodeWriter(
+            uid=uid,
+            slot=slot,
+            schema=self._schema,
+            revision=self._revision,
+            metadata=metadata,
+            checker=self._checker,
+            background=self._background,
+            files=files,
+            on_end=self._ended,
+        )
+        with self._lock:
+            self._open[uid] = episode
+        return episode
+
+    def record_episode(
+        self,
+        arrays: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        outcome: Outcome | Result | None = None,
+        timestamp_ns: Any = None,
+    ) -> Entry:
+        """Record a whole episode that is there as arrays. Durable on return.
+
+        Args:
+            arrays: Feature name to array (T, *shape of a step).
+            metadata: JSON values by key.
+            outcome: How it ended.
+            timestamp_ns: int64 (T,), increasing. Without it the stamps are made from the declared rate, and the
+                episode says so (`timestamp_source == "rate"`).
+
+        Returns:
+            The episode's row in the episode table.
+
+        Raises:
+            InvalidInputError: Every problem of the arrays. Nothing was recorded.
+            RecordingError: As `EpisodeWriter.commit`.
+        """
+        self._check_open("record_episode")
+        checked = check_metadata(metadata or {})
+        stored, num_steps = self._checker.episode(arrays)
+        if timestamp_ns is None:
+            stamps = np.round(np.arange(num_steps) * (1e9 / self._schema.rate_hz)).astype(np.int64)
+        else:
+            stamps = check_stamps(timestamp_ns, num_steps)
+        ending = Outcome.of(outcome)
+        ending.check(num_steps=num_steps, kinds=self._schema.failure_kinds)
+        episode = self._start(checked)
+        episode.add_whole(
+            {**stored, TIMESTAMP: stamps}, num_steps, timestamp_source="rate" if timestamp_ns is None else "caller"
+        )
+        return episode.commit(ending)
+
+    def _ended(self, episode: EpisodeWriter) -> None:
+        with self._lock:
+            self._open.pop(episode.uid, None)
+        self._publisher.notify()
+
+    def flush_if_due(self) -> None:
+        """Called on the writing thread while nothing is queued."""
+        for episode in self.open_episodes:
+            episode.flush_if_due()
+
+    def _check_open(self, what: str) -> None:
+        if os.getpid() != self._pid:
+            raise RecordingError(
+                f"{what}: the recorder was made in another process; a forked child opens the dataset and makes a "
+                "Recorder of its own"
+            )
+        if self._closed:
+            raise RecordingError(f"{what}: the recorder is closed")
+
+    def close(self) -> None:
+        """Finish writing, publish for plain Zarr readers, and stop. Twice is fine.
+
+        Raises:
+            RecordingError: Episodes were still open: they are aborted, and the error says what was lost; or publishing
+                failed, which loses nothing.
+        """
+        lost = self._close("the recorder was closed")
+        if lost:
+            count, steps = len(lost), sum(episode.num_steps for episode in lost)
+            raise RecordingError(
+                f"close: {count} episode{'s were' if count > 1 else ' was'} still open and {'are' if count > 1 else 'is'} "
+                f"lost ({steps} steps); end each with commit() or discard() before"
+            )
+
+    def _close(self, reason: str) -> list[EpisodeWriter]:
+        if self._closed or os.getpid() != self._pid:
+            return []
+        self._closed = True
+        still_open = self.open_episodes
+        for episode in still_open:
+            episode.discard(reason=reason)
+        self._background.close()
+        self._publisher.close()
+        return still_open
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._close(f"{type(error).__name__}: {error}")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self.open_episodes)} open episodes"
+        return f"<salus.Recorder {self._storage.url}: {state}>"
+
+
+class _Publisher:
+    """Publishes at most about once a second, on a thread of its own, and once more at the end."""
+
+    def __init__(self, storage: LocalStorage) -> None:
+        self._storage = storage
+        self._wanted = threading.Event()
+        self._stop = threading.Event()
+        self._snapshot: Snapshot | None = None
+        self._thread = threading.Thread(target=self._run, name="salus-publish", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wanted.wait()
+            if self._stop.wait(PUBLISH_INTERVAL_S):
+                return
+            self._wanted.clear()
+            try:
+                self._snapshot = publish(self._storage, known=self._snapshot)
+            except RecordingError:
+                # Nothing is lost by being behind: the next round, or the last one in `close`, does it or raises.
+                self._wanted.set()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._wanted.set()
+        self._thread.join()
+        self._snapshot = publish(self._storage, known=self._snapshot)
+        write_checkpoint(self._storage, self._snapshot)
+
+
+def _flusher(recorder: weakref.ref[Recorder]) -> Any:
+    def flush() -> None:
+        alive = recorder()
+        if alive is not None:
+            alive.flush_if_due()
+
+    return flush
+
+
+def _local(dataset: Dataset) -> LocalStorage:
+    storage = dataset.storage
+    if not isinstance(storage, LocalStorage):
+        raise InvalidInputError(f"record: {storage.url} is not local; recording into object stores comes later")
+    return storage
+

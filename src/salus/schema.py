@@ -1,0 +1,394 @@
+"""What a dataset holds: features with dtype, shape and unit, the rate, failure kinds and label horizons.
+
+A schema is immutable. It is stored as revisions to which features can be added; nothing is ever removed or changed, so
+an episode is always read by the revision that it was recorded under.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import FormatError, InvalidInputError
+from .labels import Horizons
+
+FORMAT = 1
+DEFAULT_SEGMENT_STEPS = 256
+TIMESTAMP = "timestamp_ns"
+RESERVED = frozenset({TIMESTAMP, "episode_length", "episode_metadata", "labels", "labels_mask"})
+DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64")
+COLORS = {"rgb": 3, "bgr": 3, "gray": 1}
+MAX_STEP_BYTES = 2**30
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+_KIND = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One named stream of an episode: an array `(T, *shape)`.
+
+    Attributes:
+        shape: Shape of one step; `()` for a number.
+        dtype: A bool, int, uint or float numpy type. Values are cast to it within their kind (float64 to float32).
+        unit: Physical unit, such as `"rad"`, `"m/s"`, `"N"`.
+        names: Names of the components of a 1-D feature, as many as it has.
+        range: (low, high), the values that make sense. Documentation, for health checks; not enforced when recording.
+        nullable: Steps may come without a value; `<name>.valid` (bool) then says which steps carry one.
+        allow_nan: NaN and infinity may be recorded. Off, because a NaN that nobody expected costs weeks.
+        derived: What the values are computed from (only `"outcome"`, horizon labels). Kept for plain Zarr readers;
+            SALUS itself computes it at read.
+        clock: The time axis that it runs on; only `"step"` until streams with clocks of their own are there.
+    """
+
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    unit: str | None = field(default=None, kw_only=True)
+    names: tuple[str, ...] | None = field(default=None, kw_only=True)
+    range: tuple[float, float] | None = field(default=None, kw_only=True)
+    nullable: bool = field(default=False, kw_only=True)
+    allow_nan: bool = field(default=False, kw_only=True)
+    derived: Literal["outcome"] | None = field(default=None, kw_only=True)
+    clock: str = field(default="step", kw_only=True)
+
+    kind = "array"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "dtype", _dtype_name(self.dtype))
+        for name in ("names", "range"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one step, before compression."""
+        return int(np.prod(self.shape, dtype=object) * np.dtype(self.dtype).itemsize)
+
+    def problems(self) -> Iterable[str]:
+        """Everything that is wrong with this feature, in words."""
+        if self.dtype not in self._dtypes():
+            yield f"dtype: got {self.dtype!r}, expected one of {', '.join(self._dtypes())}"
+            return
+        sizes_fit = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in self.shape)
+        if not sizes_fit or len(self.shape) > 8:
+            yield f"shape: got {self.shape}, expected at most 8 whole numbers of at least 1"
+        elif self.step_bytes > MAX_STEP_BYTES:
+            yield f"shape: got {self.shape}, {self.step_bytes} bytes a step, expected at most {MAX_STEP_BYTES}"
+        if self.names is not None and (len(self.shape) != 1 or len(self.names) != self.shape[0]):
+            yield f"names: got {len(self.names)} names, expected one per component of shape {self.shape}"
+        if self.range is not None and (len(self.range) != 2 or not self.range[0] < self.range[1]):
+            yield f"range: got {self.range}, expected (low, high) with low < high"
+        if self.allow_nan and np.dtype(self.dtype).kind != "f":
+            yield f"allow_nan: {self.dtype} has no NaN"
+        if self.derived not in (None, "outcome"):
+            yield f"derived: got {self.derived!r}, expected 'outcome' or nothing"
+        if self.clock != "step":
+            yield f"clock: got {self.clock!r}; format 1 has a place for more clocks, this version records 'step' only"
+
+    @classmethod
+    def _dtypes(cls) -> tuple[str, ...]:
+        return DTYPES
+
+    def to_json(self) -> dict[str, Any]:
+        """The feature as it stands in a schema revision."""
+        document = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        document = {name: list(value) if isinstance(value, tuple) else value for name, value in document.items()}
+        return {"kind": self.kind, **document}
+
+
+@dataclass(frozen=True)
+class Image(Feature):
+    """A camera image per step: uint8, 0–255, stored losslessly (zstd), one compressed chunk per image.
+
+    Attributes:
+        height, width: Pixels.
+        layout: `"CHW"` gives (C, height, width), `"HWC"` gives (height, width, C). The layout is how readers see it;
+            on disk images are channels-last, which compresses better and decodes faster. Recording accepts either.
+        color: `"rgb"`, `"bgr"` or `"gray"`: what the stored channels mean.
+    """
+
+    shape: tuple[int, ...] = field(default=(), init=False)
+    dtype: str = field(default="uint8", init=False)
+    height: int = field(kw_only=True)
+    width: int = field(kw_only=True)
+    layout: Literal["CHW", "HWC"] = field(default="CHW", kw_only=True)
+    color: Literal["rgb", "bgr", "gray"] = field(default="rgb", kw_only=True)
+
+    kind = "image"
+
+    def __post_init__(self) -> None:
+        channels = COLORS.get(self.color, 3)
+        hwc = (self.height, self.width, channels)
+        object.__setattr__(self, "shape", hwc if self.layout == "HWC" else (channels, self.height, self.width))
+        super().__post_init__()
+
+    @property
+    def other_layout_shape(self) -> tuple[int, ...]:
+        """The shape of the same image in the layout that is not the declared one."""
+        first, second, third = self.shape
+        return (second, third, first) if self.layout == "CHW" else (third, first, second)
+
+    def problems(self) -> Iterable[str]:
+        yield from super().problems()
+        if self.layout not in ("CHW", "HWC"):
+            yield f"layout: got {self.layout!r}, expected 'CHW' or 'HWC'"
+        if self.color not in COLORS:
+            yield f"color: got {self.color!r}, expected one of {', '.join(COLORS)}"
+
+    @classmethod
+    def _dtypes(cls) -> tuple[str, ...]:
+        return ("uint8",)
+
+
+@dataclass(frozen=True)
+class Text(Feature):
+    """A piece of text per step, such as a spoken instruction. (Text per episode is metadata: `episode(task="...")`.)"""
+
+    shape: tuple[int, ...] = field(default=(), init=False)
+    dtype: str = field(default="string", init=False)
+
+    kind = "text"
+
+    @property
+    def step_bytes(self) -> int:
+        return 0
+
+    @classmethod
+    def _dtypes(cls) -> tuple[str, ...]:
+        return ("string",)
+
+
+_KINDS: dict[str, type[Feature]] = {cls.kind: cls for cls in (Feature, Image, Text)}
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The features of a dataset and what its labels mean.
+
+    Attributes:
+        features: Feature by name. Names are letters, digits, `_`, `-`, joined by "." where observations are nested
+            (`observation.images.front`).
+        rate_hz: Steps per second that the recording aims at. Real stamps are kept beside it.
+        failure_kinds: The kinds of failure, in the order of the labels' last axis.
+        horizons: How far ahead a failure is to be predicted, for `episode.labels`: whole steps, or a
+            `salus.labels.Horizons` in seconds.
+        segment_steps: Steps per shard file, 1 … 65536.
+
+    Raises:
+        InvalidInputError: Every problem at once.
+    """
+
+    features: Mapping[str, Feature]
+    rate_hz: float = field(kw_only=True)
+    failure_kinds: tuple[str, ...] = field(default=(), kw_only=True)
+    horizons: Horizons | tuple[int, ...] = field(default=(), kw_only=True)
+    segment_steps: int = field(default=DEFAULT_SEGMENT_STEPS, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.features, Mapping):
+            raise InvalidInputError(f"schema: features: got {type(self.features).__name__}, expected names to features")
+        object.__setattr__(self, "features", dict(self.features))
+        object.__setattr__(self, "failure_kinds", tuple(self.failure_kinds))
+        if not isinstance(self.horizons, Horizons):
+            object.__setattr__(self, "horizons", Horizons(tuple(self.horizons)))
+        problems = list(self._problems())
+        if problems:
+            raise InvalidInputError.listing(problems, subject="schema")
+
+    def _problems(self) -> Iterable[str]:
+        if not self.features:
+            yield "features: got none, expected at least one"
+        for name, feature in self.features.items():
+            if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 128:
+                yield f"feature name: got {name!r}, expected letters, digits, _ and -, joined by '.'"
+            elif name in RESERVED:
+                yield f"feature name: {name!r} is reserved"
+            elif name.endswith(".valid"):
+                yield f"feature name: {name!r} ends in '.valid', which is kept for nullable features"
+            if not isinstance(feature, Feature):
+                yield f"{name!r}: got {type(feature).__name__}, expected a Feature, Image or Text"
+                continue
+            for problem in feature.problems():
+                yield f"{name!r}: {problem}"
+            if feature.derived and feature.shape != self.label_shape:
+                yield f"{name!r}: got shape {feature.shape}, expected the labels' (horizons, kinds) {self.label_shape}"
+        if all(isinstance(feature, Feature) and feature.derived for feature in self.features.values()):
+            yield "features: got derived ones only, expected at least one that is recorded"
+        if len({str(name).casefold() for name in self.features}) < len(self.features):
+            yield "feature names: got names that differ in case only, which some file systems cannot tell apart"
+        if isinstance(self.rate_hz, bool) or not isinstance(self.rate_hz, int | float) or not 0 < self.rate_hz < 1e9:
+            yield f"rate_hz: got {self.rate_hz!r}, expected a number above 0"
+        for kind in self.failure_kinds:
+            if not isinstance(kind, str) or not _KIND.fullmatch(kind) or self.failure_kinds.count(kind) > 1:
+                yield f"failure_kinds: got {kind!r}, expected distinct words"
+        if not isinstance(self.segment_steps, int) or not 1 <= self.segment_steps <= 65536:
+            yield f"segment_steps: got {self.segment_steps!r}, expected 1 .. 65536"
+
+    @property
+    def label_horizons(self) -> Horizons:
+        """The horizons, always as `Horizons`."""
+        assert isinstance(self.horizons, Horizons)  # noqa: S101 - for the type checker; __post_init__ made it so
+        return self.horizons
+
+    @property
+    def label_shape(self) -> tuple[int, int]:
+        """(H, max(K, 1)): the shape of one step of `episode.labels`."""
+        return len(self.label_horizons), max(len(self.failure_kinds), 1)
+
+    @property
+    def recorded(self) -> dict[str, Feature]:
+        """The features that a recording brings: all but the derived ones."""
+        return {name: feature for name, feature in self.features.items() if not feature.derived}
+
+    @classmethod
+    def infer(cls, step: Mapping[str, Any], *, rate_hz: float, **more: Any) -> Schema:
+        """The schema that fits one example step.
+
+        An array of uint8 with three axes, 1 or 3 channels first or last, becomes an `Image`; a str becomes `Text`; a
+        float64 becomes float32; everything else keeps its dtype and shape. Nested mappings are joined with ".".
+
+        Args:
+            step: A mapping such as an observation of an environment.
+            rate_hz: Steps per second.
+            **more: `failure_kinds`, `horizons`, `segment_steps`.
+
+        Raises:
+            InvalidInputError: A value has no feature that fits it.
+        """
+        features: dict[str, Feature] = {}
+        problems = []
+        for name, value in flatten(step).items():
+            if isinstance(value, str):
+                features[name] = Text()
+                continue
+            array = np.asarray(value)
+            dtype = "float32" if array.dtype.name in ("float16", "float64") else array.dtype.name
+            if dtype not in DTYPES:
+                problems.append(f"{name!r}: got {type(value).__name__} of dtype {array.dtype}, expected numbers or text")
+            elif dtype == "uint8" and array.ndim == 3 and array.shape[-1] in (1, 3):
+                height, width, channels = array.shape
+                features[name] = Image(height=height, width=width, layout="HWC", color="rgb" if channels == 3 else "gray")
+            elif dtype == "uint8" and array.ndim == 3 and array.shape[0] in (1, 3):
+                channels, height, width = array.shape
+                features[name] = Image(height=height, width=width, layout="CHW", color="rgb" if channels == 3 else "gray")
+            else:
+                features[name] = Feature(array.shape, dtype)
+        if problems:
+            raise InvalidInputError.listing(problems, subject="schema of the example step")
+        return cls(features, rate_hz=rate_hz, **more)
+
+    def extended(self, features: Mapping[str, Feature]) -> Schema:
+        """This schema with more features.
+
+        Raises:
+            InvalidInputError: A name is there already, or a feature is wrong.
+        """
+        taken = [f"{name!r} is there already" for name in features if name in self.features]
+        if taken:
+            raise InvalidInputError.listing(taken, subject="add_features")
+        return replace(self, features={**self.features, **features})
+
+    def differences(self, other: Schema) -> list[str]:
+        """How `other` differs from this schema, in words that call this one "the dataset"."""
+        found = []
+        for name in sorted(set(self.features) | set(other.features)):
+            if name not in other.features:
+                found.append(f"{name}: the dataset has it, the given schema does not")
+            elif name not in self.features:
+                found.append(f"{name}: the given schema has it, the dataset does not (add_features adds it)")
+            else:
+                found += _differences(self.features[name].to_json(), other.features[name].to_json(), f"{name}.")
+        mine, theirs = self.to_json(), other.to_json()
+        return found + _differences(
+            {key: value for key, value in mine.items() if key != "features"},
+            {key: value for key, value in theirs.items() if key != "features"},
+            "",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema as it stands in a revision (docs/spec.md, section 2)."""
+        horizons = self.label_horizons
+        return {
+            "rate_hz": self.rate_hz,
+            "segment_steps": self.segment_steps,
+            "failure_kinds": list(self.failure_kinds),
+            "horizons": {"values": list(horizons.values), "unit": horizons.unit},
+            "features": [{"name": name, **feature.to_json()} for name, feature in self.features.items()],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Schema:
+        """The schema of a revision.
+
+        Raises:
+            FormatError: The document does not describe a schema that this version knows.
+        """
+        try:
+            features = {}
+            for entry in document["features"]:
+                values = dict(entry)
+                name, kind = values.pop("name"), _KINDS[values.pop("kind")]
+                computed = {key for key, item in kind.__dataclass_fields__.items() if not item.init}
+                features[name] = kind(**{key: value for key, value in values.items() if key not in computed})
+            horizons = Horizons(tuple(document["horizons"]["values"]), document["horizons"]["unit"])
+            return cls(
+                features,
+                rate_hz=document["rate_hz"],
+                failure_kinds=tuple(document["failure_kinds"]),
+                horizons=horizons,
+                segment_steps=document["segment_steps"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"schema: this version of salus cannot read it: {error}") from error
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, names joined with "."."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _dtype_name(dtype: Any) -> str:
+    if dtype == "string":
+        return "string"
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        return str(dtype)
+
+
+def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str) -> list[str]:
+    return [
+        f"{prefix}{key}: the dataset has {mine.get(key)!r}, got {theirs.get(key)!r}"
+        for key in sorted(set(mine) | set(theirs))
+        if mine.get(key) != theirs.get(key)
+    ]
+
+
+SALUS = Schema(
+    {
+        "images": Image(height=224, width=224),
+        "states": Feature((7,)),
+        "actions": Feature((7,)),
+        "signals": Feature((12,)),
+        "horizon_labels": Feature((4, 4), derived="outcome", allow_nan=True),
+    },
+    rate_hz=25,
+    failure_kinds=("collision", "drop", "miss", "timeout"),
+    horizons=(6, 10, 13, 16),
+)
+"""The dataset of the SALUS failure predictor: with `episode_metadata`, which every dataset has, its six arrays.
+
+images uint8 (N, T, 3, 224, 224), states float32 (N, T, 7), actions float32 (N, T, 7), signals float32 (N, T, 12),
+horizon_labels float32 (N, T, 4 horizons, 4 kinds). The rate is that of the demo; `dataclasses.replace` gives another.
+"""

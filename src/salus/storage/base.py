@@ -1,0 +1,83 @@
+"""What the commit protocol needs of a storage. `tests/contract/` is its behaviour, run on every implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+Found: TypeAlias = list[str]
+
+
+class Storage(Protocol):
+    """Objects under keys such as `"_salus/log/0/0000000001.json"`, relative to the root of one dataset.
+
+    Keys come from `salus.layout` only. Immutable objects are made with `put_new`; derived ones, which can be built
+    again, with `put`.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where the root is, for messages and reprs."""
+        ...
+
+    def put_new(self, key: str, body: bytes) -> None:
+        """Create a complete, durable object, or fail because one is there.
+
+        Raises:
+            AlreadyExistsError: Another body is there. Nothing was changed.
+            CommitUnknownError: The storage did not say whether the object is durable. Nothing was deleted.
+            RecordingError: Nothing was created: the storage is full, read-only, closed to us.
+        """
+        ...
+
+    def put_new_file(self, key: str, source: Path) -> None:
+        """`put_new` with a complete local file as the body. `source` stays until the caller removes it.
+
+        Raises:
+            As `put_new`.
+        """
+        ...
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        """Create or replace derived objects, each whole or not at all, all durable on return.
+
+        Raises:
+            RecordingError: The storage refused. What was there is there still, or replaced whole.
+        """
+        ...
+
+    def get(self, key: str) -> bytes | None:
+        """The whole object, or None where there is none.
+
+        Raises:
+            CorruptDataError: Something that is no plain object lies there.
+        """
+        ...
+
+    def list(self, folder: str) -> Found:
+        """Names of the objects and folders directly in `folder`, unsorted; empty where there is none."""
+        ...
+
+    def sync(self, folder: str) -> None:
+        """Make every entry seen in `folder` durable (a no-op where objects are durable once they are visible).
+
+        Raises:
+            CommitUnknownError: The storage did not confirm it.
+        """
+        ...
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the dataset's one lock, for publishing. Never needed to record or to read."""
+        ...
+
+    def open_shard(self, key: str) -> tuple[Callable[[int, int], bytes], int, Callable[[], None]] | None:
+        """Open an object for ranged reads: `(read(start, size), total size, close)`, or None where there is none.
+
+        `read` is safe to call from several threads, and in a forked child.
+
+        Raises:
+            CorruptDataError: Something that is no plain object lies there.
+        """
+        ...

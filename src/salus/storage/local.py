@@ -1,0 +1,257 @@
+"""A dataset in a local directory: durable creation by `fsync` and `link`.
+
+The order of the system calls is the durability. A file is written under a temporary name, `fsync`ed, linked into
+place, which fails where something is there, and then its directory is `fsync`ed: a crash between any two of them leaves
+either nothing or the whole object. tests/faults/ takes the steps out one by one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import AlreadyExistsError, CommitUnknownError, CorruptDataError, InvalidInputError, RecordingError
+from .base import Found
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+
+def open_local(path: str | os.PathLike[str]) -> LocalStorage:
+    """The storage of a path.
+
+    Raises:
+        InvalidInputError: A URL of an object store, which this version does not write to yet.
+    """
+    text = os.fspath(path)
+    if "://" in text and not text.startswith("file://"):
+        raise InvalidInputError(
+            f"path: got {text!r}, expected a local path; object stores (S3, GCS, Azure) come with a later version"
+        )
+    return LocalStorage(Path(text.removeprefix("file://")).absolute())
+
+
+class LocalStorage:
+    """The `Storage` of one directory on a local file system.
+
+    Thread-safety: safe. Picklable; it holds no descriptors.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._durable: set[Path] = set()
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def path(self, key: str) -> Path:
+        return self.root / key
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def put_new(self, key: str, body: bytes) -> None:
+        target = self.path(key)
+        with _refusals(key, target):
+            self.make_folder(target.parent)
+            temporary = _write_temporary(target, body)
+        try:
+            self._place(temporary, target, key, same=lambda: _read_file(target, key) == body)
+        finally:
+            with suppress(OSError):  # a left-over temporary file is garbage, never data
+                temporary.unlink()
+
+    def put_new_file(self, key: str, source: Path) -> None:
+        target = self.path(key)
+        with _refusals(key, target):
+            self.make_folder(target.parent)
+        self._place(source, target, key, same=lambda: os.path.samefile(source, target))
+
+    def _place(self, source: Path, target: Path, key: str, *, same: Callable[[], bool]) -> None:
+        try:
+            _link(source, target)
+        except OSError as error:
+            # It may be there all the same: ours, with the answer lost, or another's. Durable first, then look.
+            self.sync_folder(target.parent, key)
+            try:
+                if target.exists() and same():
+                    return
+                found = target.exists()
+            except (OSError, CorruptDataError) as unreadable:
+                raise CommitUnknownError(f"put {key}: it cannot be read back: {unreadable}; {target}") from unreadable
+            if found:
+                raise AlreadyExistsError(f"put {key}: another object is there; {target}") from error
+            raise _refused(error, key, target) from error
+        self.sync_folder(target.parent, key)
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        for key, body in objects.items():
+            target = self.path(key)
+            with _refusals(key, target):
+                self.make_folder(target.parent)
+                temporary = _write_temporary(target, body)
+                try:
+                    os.replace(temporary, target)
+                except OSError:
+                    temporary.unlink()
+                    raise
+        for folder in {self.path(key).parent for key in objects}:
+            self.sync_folder(folder, str(folder))
+
+    def make_folder(self, folder: Path) -> None:
+        """Create `folder` and what is missing up to the root, and make every entry of that path durable.
+
+        A folder that another process has just created may not be durable yet, so the entries are synced by each
+        process once, whoever created them.
+        """
+        if folder in self._durable and folder.is_dir():
+            return
+        if folder != self.root:
+            self.make_folder(folder.parent)
+        folder.mkdir(parents=folder == self.root, exist_ok=True)
+        _sync_directory(folder.parent)
+        self._durable.add(folder)
+
+    def sync(self, folder: str) -> None:
+        if self.path(folder).is_dir():
+            self.sync_folder(self.path(folder), folder)
+
+    def sync_folder(self, folder: Path, key: str) -> None:
+        try:
+            _sync_directory(folder)
+        except OSError as error:
+            raise CommitUnknownError(f"put {key}: fsync of its directory failed: {error.strerror}; {folder}") from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        path = self.path("_salus/publish.lock")
+        with _refusals("_salus/publish.lock", path):
+            self.make_folder(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes | None:
+        try:
+            return _read_file(self.path(key), key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, folder: str) -> Found:
+        try:
+            return [name for name in os.listdir(self.path(folder)) if not name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def open_shard(self, key: str) -> tuple[Callable[[int, int], bytes], int, Callable[[], None]] | None:
+        try:
+            descriptor, size = _open_file(self.path(key), key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+        def read(start: int, size: int) -> bytes:
+            return os.pread(descriptor, size, start)
+
+        return read, size, lambda: os.close(descriptor)
+
+
+def _open_file(path: Path, key: str) -> tuple[int, int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CorruptDataError(f"a symbolic link, expected a plain file; {key}") from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise CorruptDataError(f"a {_file_kind(status.st_mode)}, expected a plain file; {key}")
+    return descriptor, status.st_size
+
+
+def _read_file(path: Path, key: str) -> bytes:
+    descriptor, _ = _open_file(path, key)
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+def _file_kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "named pipe" if stat.S_ISFIFO(mode) else "device or socket"
+
+
+def _write_temporary(target: Path, body: bytes) -> Path:
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with open(descriptor, "wb", buffering=0) as file:
+            remaining = memoryview(body)
+            while remaining:
+                remaining = remaining[file.write(remaining) :]
+            os.fsync(file.fileno())
+    except OSError:
+        # After a failed fsync nothing can be said of the file: it is given up, never synced again.
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    return temporary
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS or not sys.platform.startswith("linux"):
+            raise
+        _rename_new(source, target)
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """Rename, unless something is there: for file systems without hard links."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
+    if done != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _refusals(key: str, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _refused(error, key, target) from error
+
+
+def _refused(error: OSError, key: str, target: Path) -> RecordingError:
+    hints = {
+        errno.ENOSPC: "free some space, then record the episode again",
+        errno.EDQUOT: "the quota is used up",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "check the permissions",
+    }
+    hint = hints.get(error.errno or 0)
+    return RecordingError(f"put {key}: {error.strerror}{f': {hint}' if hint else ''}; {target}")

@@ -1,0 +1,104 @@
+"""Reading: numpy semantics of an episode's features, and batched reads across episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import salus
+from salus.errors import InvalidInputError, NotFoundError
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        np.s_[:],
+        np.s_[3],
+        np.s_[-1],
+        np.s_[10:20],
+        np.s_[5:33:7],
+        np.s_[::-1],
+        np.s_[30:10:-3],
+        np.s_[7:7],
+        np.s_[-40:100],
+        np.s_[...],
+        np.s_[..., 0],
+        np.s_[4, 0],
+        np.s_[2:5, ..., 1:3],
+        np.s_[[3, 3, 20, -1]],
+        np.array([31, 0, 16]),
+        np.arange(33) % 3 == 0,
+        np.s_[1:9, None],
+        (),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["images", "states"])
+def test_numpy_semantics(dataset: salus.Dataset, source: list[Any], name: str, index: Any) -> None:
+    got, expected = dataset[3][name][index], source[3][name][index]
+    np.testing.assert_array_equal(got, expected)
+    assert got.dtype == expected.dtype
+
+
+def test_bounds_and_unknown_names(dataset: salus.Dataset) -> None:
+    with pytest.raises(IndexError, match=r"step 33: out of range.*33 steps"):
+        dataset[3]["states"][33]
+    with pytest.raises(IndexError, match="out of range"):
+        dataset[3]["states"][[0, -34]]
+    with pytest.raises(NotFoundError, match="no feature 'state'.*did you mean 'states'"):
+        dataset[3]["state"]
+    with pytest.raises(IndexError):
+        dataset[3]["states"][0, 7]
+
+
+def test_a_feature_behaves_like_an_array(dataset: salus.Dataset, source: list[Any]) -> None:
+    feature = dataset[0]["states"]
+    assert feature.shape == (20, 7)
+    assert feature.dtype == np.float32
+    assert len(feature) == 20
+    np.testing.assert_array_equal(np.asarray(feature), source[0]["states"])
+    assert "states float32 (20, 7)" in repr(feature)
+    assert list(dataset[0]) == ["images", "states", "actions"]
+    assert "states" in dataset[0]
+
+
+def test_gather_pairs(dataset: salus.Dataset, source: list[Any]) -> None:
+    pairs = [(4, 10), (0, 3), (4, 10), (3, 32), (-1, -1), (1, 4)]
+    batch = dataset.gather({"images": pairs, "actions": pairs[:2]})
+    assert batch["images"].shape == (6, 3, 12, 10)
+    assert batch["actions"].shape == (2, 3)
+    for row, (episode, step) in enumerate(pairs):
+        np.testing.assert_array_equal(batch["images"][row], source[episode]["images"][step])
+
+
+def test_gather_takes_uids_and_arrays_of_any_rank(dataset: salus.Dataset, source: list[Any]) -> None:
+    by_uid = dataset.gather({"states": [(dataset[3].uid, 5)]})["states"]
+    np.testing.assert_array_equal(by_uid[0], source[3]["states"][5])
+    pairs = np.array([[[3, 0], [3, 1], [3, 20]], [[0, 0], [2, 5], [4, 39]]])
+    windows = dataset.gather({"states": pairs})["states"]
+    assert windows.shape == (2, 3, 7)
+    np.testing.assert_array_equal(windows[1, 2], source[4]["states"][39])
+
+
+def test_gather_on_a_selection_counts_within_it(dataset: salus.Dataset, source: list[Any]) -> None:
+    failures = dataset.select(outcome="failure")
+    np.testing.assert_array_equal(failures.gather({"states": [(1, 30)]})["states"][0], source[3]["states"][30])
+
+
+def test_gather_images_come_channels_last_in_memory(dataset: salus.Dataset) -> None:
+    batch = dataset.gather({"images": [(0, 1), (0, 2)]})["images"]
+    assert batch.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def test_gather_errors_name_episode_and_step(dataset: salus.Dataset) -> None:
+    with pytest.raises(IndexError, match=rf"step 5: out of range.*{dataset[1].uid}.*5 steps"):
+        dataset.gather({"states": [(1, 5)]})
+    with pytest.raises(IndexError, match="episode 9: out of range"):
+        dataset.gather({"states": [(9, 0)]})
+    with pytest.raises(NotFoundError, match="no feature 'image'"):
+        dataset.gather({"image": [(0, 0)]})
+    with pytest.raises(InvalidInputError, match=r"pairs of \(episode, step\)"):
+        dataset.gather({"states": [1, 2, 3]})
+    assert dataset.gather({"states": []})["states"].shape == (0, 7)

@@ -1,0 +1,360 @@
+"""The recorder: what `append` accepts and refuses, how an episode ends, and what is left on disk."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import salus
+from salus.errors import (
+    EpisodeFencedError,
+    InvalidInputError,
+    RecordingError,
+)
+
+from .conftest import make_arrays, steps_of
+
+
+@pytest.fixture
+def recorder(path: Path, schema: salus.Schema) -> Any:
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        yield recorder
+
+
+def good_step(seed: int = 0) -> dict[str, Any]:
+    return next(steps_of(make_arrays(1, seed)))
+
+
+def test_a_block_commits_on_leaving(path: Path, schema: salus.Schema) -> None:
+    arrays = make_arrays(40)
+    dataset = salus.create(path, schema)
+    with salus.Recorder(dataset) as recorder:
+        with recorder.episode(task="pick up the block") as episode:
+            for step in steps_of(arrays):
+                images = step.pop("images")
+                episode.append({"images": images}, **step)
+            episode.succeed()
+        assert len(dataset) == 0  # a snapshot stays what it was ...
+        dataset.refresh()
+        assert len(dataset) == 1  # ... until it is refreshed
+    read = salus.open(path)[0]
+    assert read.metadata == {"task": "pick up the block"}
+    assert read.outcome == salus.Outcome("success")
+    assert read.uid == episode.uid
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(read[name][:], values)
+
+
+def test_an_exception_inside_the_block_aborts_the_episode(path: Path, recorder: salus.Recorder) -> None:
+    with pytest.raises(ZeroDivisionError), recorder.episode() as episode:
+        episode.append(good_step())
+        1 / 0  # noqa: B018 - the exception is what the test is about
+    with recorder.episode() as kept:
+        kept.append(good_step())
+    dataset = salus.open(path)
+    assert [entry.uid for entry in dataset.episodes] == [kept.uid]
+    assert not list((path / "_salus" / "journal").iterdir())
+
+
+def test_start_commit_and_discard_without_a_block(path: Path, recorder: salus.Recorder) -> None:
+    kept = recorder.start(task="a")
+    dropped = recorder.start(task="b")
+    for seed in range(20):
+        kept.append(good_step(seed))
+        dropped.append(good_step(seed + 100))
+    dropped.discard(reason="operator")
+    kept.commit(outcome="success")
+    dataset = salus.open(path)
+    assert len(dataset) == 1
+    assert dataset[0].metadata["task"] == "a"
+    np.testing.assert_array_equal(dataset[0]["states"][7], good_step(7)["states"])
+
+
+def test_any_number_of_episodes_open_at_once_from_threads(path: Path, recorder: salus.Recorder) -> None:
+    def record(seed: int) -> None:
+        episode = recorder.start(seed=seed)
+        for step in steps_of(make_arrays(35, seed)):
+            episode.append(step)
+        episode.commit()
+
+    threads = [threading.Thread(target=record, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    dataset = salus.open(path)
+    assert sorted(episode.metadata["seed"] for episode in dataset) == list(range(6))
+    for episode in dataset:
+        np.testing.assert_array_equal(episode["images"][:], make_arrays(35, episode.metadata["seed"])["images"])
+
+
+def test_append_copies_so_that_the_caller_may_reuse_its_buffers(path: Path, recorder: salus.Recorder) -> None:
+    images, states, actions = np.zeros((3, 12, 10), np.uint8), np.zeros(7, np.float32), np.zeros(3, np.float32)
+    with recorder.episode() as episode:
+        for value in range(30):
+            images[:], states[:], actions[:] = value, value, value
+            episode.append(images=images, states=states, actions=actions)
+    read = salus.open(path)[0]
+    np.testing.assert_array_equal(read["images"][:, 0, 0, 0], np.arange(30))
+    np.testing.assert_array_equal(read["states"][:, 0], np.arange(30))
+
+
+def test_channels_last_input_for_a_channels_first_schema(path: Path, recorder: salus.Recorder) -> None:
+    arrays = make_arrays(3)
+    with recorder.episode() as episode:
+        for step in steps_of(arrays):
+            episode.append({**step, "images": step["images"].transpose(1, 2, 0)})
+    recorder.record_episode({**arrays, "images": arrays["images"].transpose(0, 2, 3, 1)})
+    for read in salus.open(path):
+        np.testing.assert_array_equal(read["images"][:], arrays["images"])
+
+
+def test_bgr_input_is_stored_as_the_schema_declares(path: Path, schema: salus.Schema) -> None:
+    arrays = make_arrays(2)
+    with salus.Recorder(salus.create(path, schema), bgr=("images",)) as recorder:
+        with recorder.episode() as episode:
+            for step in steps_of(arrays):
+                episode.append(step)
+    np.testing.assert_array_equal(salus.open(path)[0]["images"][:], arrays["images"][:, ::-1])
+
+
+def test_timestamps_from_the_caller_and_from_the_clock(path: Path, recorder: salus.Recorder) -> None:
+    stamps = [10, 35, 1_000_000]
+    with recorder.episode() as episode:
+        for stamp in stamps:
+            episode.append(good_step(), timestamp_ns=stamp)
+    with recorder.episode() as episode:
+        for _ in stamps:
+            episode.append(good_step())
+    given, clocked = salus.open(path)
+    assert given.timestamp_ns.tolist() == stamps
+    assert (np.diff(clocked.timestamp_ns) > 0).all()
+    assert given.timestamp_source == "caller"
+    assert clocked.timestamp_source == "monotonic"
+
+
+def test_failure_defaults_to_the_step_just_appended(path: Path, recorder: salus.Recorder) -> None:
+    with recorder.episode() as episode:
+        for _ in range(4):
+            episode.append(good_step())
+        episode.fail(kind="drop")
+        episode.append(good_step())
+    with recorder.episode() as episode:
+        episode.append(good_step())
+        episode.fail("collision", step=0)
+    first, second = salus.open(path)
+    assert first.outcome == salus.Outcome("failure", kind="drop", step=3)
+    assert second.outcome == salus.Outcome("failure", kind="collision", step=0)
+
+
+def test_nullable_features_keep_a_missing_value_as_missing(path: Path) -> None:
+    schema = salus.Schema(
+        {"q": salus.Feature((2,)), "wrist": salus.Image(height=4, width=4, nullable=True)}, rate_hz=10, segment_steps=4
+    )
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        with recorder.episode() as episode:
+            for step in range(6):
+                image = np.full((3, 4, 4), 7, np.uint8) if step % 2 else None
+                episode.append(q=[step, step], wrist=image)
+    read = salus.open(path)[0]
+    assert read["wrist.valid"][:].tolist() == [False, True] * 3
+    assert read["wrist"][1].max() == 7
+    assert read["wrist"][0].max() == 0
+
+
+def test_text_features(path: Path) -> None:
+    schema = salus.Schema({"q": salus.Feature((1,)), "say": salus.Text()}, rate_hz=10, segment_steps=4)
+    words = ["", "grüß", "pick", "日本語", "x" * 1000, "end"]
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        with recorder.episode() as episode:
+            for word in words:
+                episode.append(q=[0.0], say=word)
+    read = salus.open(path)[0]
+    assert read["say"][:].tolist() == words
+    assert read["say"][3] == "日本語"
+
+
+def test_several_recorders_on_one_dataset(path: Path, schema: salus.Schema) -> None:
+    salus.create(path, schema)
+    first, second = salus.Recorder(salus.open(path, mode="a")), salus.Recorder(salus.open(path, mode="a"))
+    for seed in range(4):
+        (first, second)[seed % 2].record_episode(make_arrays(5, seed), {"seed": seed})
+    first.close()
+    second.close()
+    dataset = salus.open(path)
+    assert [episode.metadata["seed"] for episode in dataset] == [0, 1, 2, 3]
+    assert len({entry.slot for entry in dataset.episodes}) == 4
+
+
+# --- bad input -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"states": np.zeros(6, np.float32)}, "'states': got shape (6,), expected (7,)"),
+        ({"states": np.zeros(7, "complex64")}, "'states': got dtype complex64, expected float32"),
+        ({"images": np.zeros((3, 12, 10), np.float32)}, "'images': got dtype float32, expected uint8"),
+        ({"images": np.zeros((12, 10), np.uint8)}, "'images': got shape (12, 10), expected (3, 12, 10)"),
+        ({"states": [0, 0, np.nan, 0, 0, 0, 0]}, "'states': got nan at (2,), expected finite values"),
+        ({"actions": [0, np.inf, 0]}, "'actions': got inf at (1,), expected finite values"),
+        ({"states": None}, "'states': got None, expected float32 (7,)"),
+        ({"actions": "left"}, "'actions': got str, expected float32 (3,)"),
+        ({"gripper": 1.0}, "'gripper': not a feature of this dataset"),
+    ],
+)
+def test_append_names_feature_got_and_expected(recorder: salus.Recorder, change: dict[str, Any], text: str) -> None:
+    episode = recorder.start()
+    with pytest.raises(InvalidInputError) as info:
+        episode.append({**good_step(), **change})
+    assert text in str(info.value)
+    assert episode.num_steps == 0  # nothing of a refused step is kept
+    episode.append(good_step())
+    assert episode.commit().num_steps == 1
+
+
+def test_append_reports_every_problem_at_once(recorder: salus.Recorder) -> None:
+    episode = recorder.start()
+    with pytest.raises(InvalidInputError) as info:
+        episode.append({"states": np.zeros(3), "imagse": np.zeros((3, 12, 10), np.uint8)})
+    message = str(info.value)
+    for part in ("'states'", "'imagse'", "did you mean 'images'?", "'images': missing", "'actions': missing"):
+        assert part in message
+    episode.discard()
+
+
+def test_a_feature_may_allow_nan(path: Path) -> None:
+    schema = salus.Schema({"force": salus.Feature((2,), allow_nan=True)}, rate_hz=10)
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        recorder.record_episode({"force": np.array([[np.nan, 1.0]], np.float32)})
+    assert np.isnan(salus.open(path)[0]["force"][0, 0])
+
+
+def test_time_must_go_forward(recorder: salus.Recorder) -> None:
+    episode = recorder.start()
+    episode.append(good_step(), timestamp_ns=100)
+    with pytest.raises(InvalidInputError, match="timestamp_ns: got 100, expected more than 100"):
+        episode.append(good_step(), timestamp_ns=100)
+    with pytest.raises(InvalidInputError, match="timestamp_ns: got none"):
+        episode.append(good_step())
+    with pytest.raises(InvalidInputError, match="timestamp_ns: got float"):
+        episode.append(good_step(), timestamp_ns=1.5)  # type: ignore[arg-type]  # the error is the subject
+    assert episode.num_steps == 1
+    episode.discard()
+
+
+def test_integers_that_do_not_fit_are_refused(path: Path) -> None:
+    schema = salus.Schema({"count": salus.Feature((), dtype="int16")}, rate_hz=10)
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        episode = recorder.start()
+        episode.append(count=12)
+        with pytest.raises(InvalidInputError, match="'count': got 70000, which int16 cannot hold"):
+            episode.append(count=70000)
+        with pytest.raises(InvalidInputError, match="'count': got dtype float64, expected int16"):
+            episode.append(count=0.5)
+        episode.commit()
+
+
+def test_an_unknown_failure_kind_or_step_is_refused(recorder: salus.Recorder) -> None:
+    episode = recorder.start()
+    episode.append(good_step())
+    with pytest.raises(InvalidInputError, match="failure kind: got 'droop', expected one of 'collision', 'drop'"):
+        episode.fail(kind="droop")
+    with pytest.raises(InvalidInputError, match=r"failure step: got 5, expected 0 \.\. 0"):
+        episode.fail(kind="drop", step=5)
+    with pytest.raises(InvalidInputError, match="outcome: got 'great', expected"):
+        episode.commit(outcome="great")
+    episode.commit(outcome="failure")
+
+
+def test_an_empty_episode_is_refused(path: Path, recorder: salus.Recorder) -> None:
+    with pytest.raises(InvalidInputError, match="no step was appended"), recorder.episode():
+        pass
+    assert len(salus.open(path)) == 0
+
+
+def test_an_ended_episode_takes_nothing_more(recorder: salus.Recorder) -> None:
+    episode = recorder.start()
+    episode.append(good_step())
+    episode.commit()
+    with pytest.raises(RecordingError, match="append: the episode is already committed"):
+        episode.append(good_step())
+    with pytest.raises(RecordingError, match="discard: the episode is already committed"):
+        episode.discard()
+
+
+def test_a_closed_recorder_takes_nothing_more(path: Path, schema: salus.Schema) -> None:
+    recorder = salus.Recorder(salus.create(path, schema))
+    recorder.close()
+    recorder.close()  # twice is fine
+    with pytest.raises(RecordingError, match="start: the recorder is closed"):
+        recorder.start()
+
+
+def test_closing_with_an_open_episode_is_an_error_that_says_what_was_lost(path: Path, schema: salus.Schema) -> None:
+    recorder = salus.Recorder(salus.create(path, schema))
+    episode = recorder.start()
+    for _ in range(3):
+        episode.append(good_step())
+    with pytest.raises(RecordingError, match=r"1 episode was still open .*3 steps.*commit\(\) or discard\(\)"):
+        recorder.close()
+    assert len(salus.open(path)) == 0
+
+
+def test_a_read_only_dataset_is_refused(dataset: salus.Dataset) -> None:
+    with pytest.raises(InvalidInputError, match='read-only.*mode="a"'):
+        salus.Recorder(dataset)
+
+
+def test_whole_episodes_are_checked_like_steps(recorder: salus.Recorder) -> None:
+    arrays = make_arrays(4)
+    with pytest.raises(InvalidInputError, match=r"'states': got 3 steps, others have 4"):
+        recorder.record_episode({**arrays, "states": arrays["states"][:3]})
+    bad = arrays["states"].copy()
+    bad[2, 1] = np.nan
+    with pytest.raises(InvalidInputError, match=r"'states': got nan at \(2, 1\), expected finite values"):
+        recorder.record_episode({**arrays, "states": bad})
+    with pytest.raises(InvalidInputError, match="timestamp_ns: got 3 stamps for 4 steps"):
+        recorder.record_episode(arrays, timestamp_ns=np.arange(3))
+    with pytest.raises(InvalidInputError, match="metadata"):
+        recorder.record_episode(arrays, {"when": object()})
+    with pytest.raises(InvalidInputError, match="metadata"):
+        recorder.record_episode(arrays, {"value": float("nan")})
+
+
+def test_whole_episodes_without_stamps_say_that_time_is_nominal(path: Path, recorder: salus.Recorder) -> None:
+    recorder.record_episode(make_arrays(3))
+    read = salus.open(path)[0]
+    assert read.timestamp_source == "rate"
+    assert read.timestamp_ns.tolist() == [0, 20_000_000, 40_000_000]
+
+
+def test_a_slot_decided_by_another_fences_the_writer(path: Path, recorder: salus.Recorder) -> None:
+    episode = recorder.start()
+    episode.append(good_step())
+    record = path / "_salus" / "log" / "0" / f"{episode.slot:010d}.json"
+    record.parent.mkdir(parents=True)
+    record.write_bytes(b"{}")
+    with pytest.raises(EpisodeFencedError, match=episode.uid):
+        episode.commit()
+
+
+def test_a_forked_child_may_not_record(recorder: salus.Recorder) -> None:
+    import multiprocessing
+
+    def child(connection: Any) -> None:
+        try:
+            recorder.start()
+        except RecordingError as error:
+            connection.send(str(error))
+
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=child, args=(theirs,))
+    process.start()
+    assert ours.poll(20)
+    assert "another process" in ours.recv()
+    process.join()
