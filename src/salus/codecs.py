@@ -34,14 +34,14 @@ def encode_chunk(spec: ArraySpec, steps: np.ndarray) -> bytes:
     Args:
         spec: The array.
         steps: (n, *stored_step_shape), C-contiguous, n at most `spec.chunk_steps`; a shorter chunk is filled up with
-            zeros or empty texts, as Zarr chunks are always whole.
+            the fill value, as Zarr chunks are always whole.
     """
     missing = spec.chunk_steps - len(steps)
     if spec.is_text:
         raw: Any = _encode_text([*steps.tolist(), *[""] * missing])
     else:
         if missing:
-            steps = np.concatenate([steps, np.zeros((missing, *steps.shape[1:]), steps.dtype)])
+            steps = np.concatenate([steps, np.full((missing, *steps.shape[1:]), spec.fill_value, steps.dtype)])
         if sys.byteorder == "big":
             steps = steps.byteswap()
         raw = np.ascontiguousarray(steps)

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import sampling
 from .episode import Episode
-from .errors import CorruptDataError, InvalidInputError, NotFoundError, did_you_mean
+from .errors import InvalidInputError, NotFoundError, did_you_mean
 from .gather import Reader
 from .labels import Outcome, Result
 from .layout import ArraySpec, array_specs, tag_key
@@ -210,9 +210,7 @@ class DatasetView(Sequence[Episode]):
             entry = self._entries[rows[outside[0]]]
             if entry.status == "corrupt":
                 self._episode(entry)  # raises what is wrong with it
-            raise IndexError(
-                f"step {steps[outside[0]]}: out of range, episode {entry.uid} has {entry.num_steps} steps"
-            )
+            raise IndexError(f"step {steps[outside[0]]}: out of range, episode {entry.uid} has {entry.num_steps} steps")
         return self.read(name, rows, np.where(steps < 0, steps + lengths, steps), shape)
 
     def read(self, name: str, rows: np.ndarray, steps: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -267,7 +265,7 @@ class DatasetView(Sequence[Episode]):
                 raise NotFoundError(f"no feature {name!r}{did_you_mean(name, [*self._specs[-1], *LABELS])}; {self.url}")
             lacking = next(self._entries[row] for row in rows if self._entries[row].schema_revision == revision)
             raise NotFoundError(
-                f"episode {lacking.uid} has no feature {name!r}: it was recorded before the feature was added; {self.url}"
+                f"episode {lacking.uid} has no feature {name!r}: it was recorded before that was added; {self.url}"
             )
         return self._specs[-1][name]
 
@@ -293,7 +291,9 @@ class DatasetView(Sequence[Episode]):
         return np.array(parts)
 
     def __repr__(self) -> str:
-        features = ", ".join(f"{name} {feature.dtype} {feature.shape}" for name, feature in self.schema.features.items())
+        features = ", ".join(
+            f"{name} {feature.dtype} {feature.shape}" for name, feature in self.schema.features.items()
+        )
         kind = type(self).__name__
         return f"<salus.{kind} {self.url}: {len(self)} episodes, {self.num_steps} steps; {features}>"
 
@@ -306,7 +306,9 @@ class Dataset(DatasetView):
         tag_name: The tag that it was opened at, or None.
     """
 
-    def __init__(self, storage: Storage, schemas: list[Schema], snapshot: Snapshot, mode: Mode, tag: str | None) -> None:
+    def __init__(
+        self, storage: Storage, schemas: list[Schema], snapshot: Snapshot, mode: Mode, tag: str | None
+    ) -> None:
         super().__init__(Reader(storage), schemas, snapshot, snapshot.entries)
         self.mode = mode
         self.tag_name = tag
@@ -340,7 +342,9 @@ class Dataset(DatasetView):
     def check_writable(self, what: str) -> None:
         """Raise InvalidInputError unless the dataset was opened for writing."""
         if self.mode != "a":
-            raise InvalidInputError(f'{what}: the dataset is read-only; open it with salus.open({self.url!r}, mode="a")')
+            raise InvalidInputError(
+                f'{what}: the dataset is read-only; open it with salus.open({self.url!r}, mode="a")'
+            )
 
     # --- editing -----------------------------------------------------------------------------------------------
 
@@ -448,4 +452,3 @@ class Dataset(DatasetView):
         """
         self.check_writable("publish")
         write_checkpoint(self.storage, publishing.publish(self.storage, known=self._snapshot, whole=whole))
-

@@ -95,6 +95,11 @@ class Episode(Mapping[str, "FeatureData"]):
         return self._overlay.apply_to(metadata) if self._overlay is not None else metadata
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of the episode's shards on disk."""
+        return sum(shard.size for shard in self._record.shards)
+
+    @property
     def timestamp_source(self) -> str:
         """Where the stamps come from: `"caller"`, `"monotonic"` or `"rate"` (nominal, made from the rate)."""
         return self._record.timestamp_source
@@ -102,7 +107,8 @@ class Episode(Mapping[str, "FeatureData"]):
     @property
     def timestamp_ns(self) -> np.ndarray:
         """int64 (T,), nanoseconds, strictly increasing."""
-        return self[TIMESTAMP][:]
+        stamps: np.ndarray = self[TIMESTAMP][:]
+        return stamps
 
     @property
     def duration_s(self) -> float:
@@ -114,9 +120,7 @@ class Episode(Mapping[str, "FeatureData"]):
     def _labels(self) -> tuple[np.ndarray, np.ndarray]:
         horizons = self.schema.label_horizons
         stamps = self.timestamp_ns if horizons.unit == "s" else None
-        return horizon_labels(
-            self.num_steps, self.outcome, horizons, self.schema.failure_kinds, timestamp_ns=stamps
-        )
+        return horizon_labels(self.num_steps, self.outcome, horizons, self.schema.failure_kinds, timestamp_ns=stamps)
 
     @property
     def labels(self) -> np.ndarray:
@@ -165,6 +169,7 @@ class FeatureData:
 
     @property
     def ndim(self) -> int:
+        """Axes, the step among them."""
         return len(self.shape)
 
     def __len__(self) -> int:

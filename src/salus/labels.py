@@ -53,17 +53,21 @@ class Outcome:
     def check(self, *, num_steps: int, kinds: tuple[str, ...]) -> None:
         """Raise InvalidInputError unless kind and step fit an episode of `num_steps` under a schema with `kinds`."""
         if self.kind is not None and self.kind not in kinds:
-            expected = f"one of {', '.join(map(repr, kinds))}" if kinds else "none: the schema declares no failure_kinds"
+            expected = (
+                f"one of {', '.join(map(repr, kinds))}" if kinds else "none: the schema declares no failure_kinds"
+            )
             raise InvalidInputError(f"failure kind: got {self.kind!r}, expected {expected}{_hint(self.kind, kinds)}")
         step = self.step
         if step is not None and (isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < num_steps):
             raise InvalidInputError(f"failure step: got {step!r}, expected 0 .. {num_steps - 1}")
 
     def to_json(self) -> dict[str, Any]:
+        """As it stands in a record."""
         return {"result": self.result, "kind": self.kind, "step": self.step}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Outcome:
+        """The outcome of a record; raises KeyError, TypeError or InvalidInputError where it is none."""
         return cls(value["result"], value["kind"], value["step"])
 
 

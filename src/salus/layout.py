@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import InvalidInputError
-from .schema import FORMAT, TIMESTAMP, Feature, Image, Schema, Text
+from .schema import FORMAT, TIMESTAMP, Feature, Image, Schema
 
 SLOTS_PER_FOLDER = 1024
 INDEX_ROWS = 1024
@@ -41,35 +41,41 @@ _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def schema_key(revision: int) -> str:
+    """The schema revision of that number."""
     return f"{PRIVATE}/schema/{revision:06d}.json"
 
 
 def claim_key(slot: int) -> str:
+    """The claim on a slot."""
     return f"{PRIVATE}/claims/{slot // SLOTS_PER_FOLDER}/{slot:010d}"
 
 
 def record_key(slot: int) -> str:
+    """The record that decides a slot."""
     return f"{PRIVATE}/log/{slot // SLOTS_PER_FOLDER}/{slot:010d}.json"
 
 
 def amendment_key(number: int) -> str:
+    """The amendment of that number."""
     return f"{PRIVATE}/amendments/{number:010d}.json"
 
 
 def checkpoint_key(number: int) -> str:
+    """The checkpoint of that number."""
     return f"{PRIVATE}/checkpoints/{number:010d}.json.zst"
 
 
 def tag_key(name: str) -> str:
-    """Raises InvalidInputError unless `name` is 1 to 128 ASCII letters, digits, ".", "_", "-", not starting with "."."""
+    """The tag of that name; raises InvalidInputError unless it is 1 to 128 ASCII letters, digits, ".", "_" or "-"."""
     if not isinstance(name, str) or not _TAG.fullmatch(name):
         raise InvalidInputError(
-            f"tag name: got {name!r}, expected 1 to 128 letters, digits, '.', '_' or '-', starting with one of the first two"
+            f"tag name: got {name!r}, expected 1 to 128 ASCII letters, digits, '.', '_' or '-', the first no sign"
         )
     return f"{PRIVATE}/tags/{name}.json"
 
 
 def journal_folder(slot: int) -> str:
+    """The folder of an episode in progress."""
     return f"{PRIVATE}/journal/{slot:010d}"
 
 
@@ -110,11 +116,20 @@ class ArraySpec:
 
     @property
     def is_text(self) -> bool:
+        """Whether its values are text."""
         return self.dtype == "string"
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype in memory: object (of str) for text."""
         return np.dtype(object) if self.is_text else np.dtype(self.dtype)
+
+    @property
+    def fill_value(self) -> float | str:
+        """What plain readers see where no step is. NaN for labels: 0 would say "no failure" of steps that are not."""
+        if self.is_text:
+            return ""
+        return math.nan if self.derived and self.numpy_dtype.kind == "f" else 0
 
     @property
     def stored_step_shape(self) -> tuple[int, ...]:
@@ -126,6 +141,7 @@ class ArraySpec:
 
     @property
     def chunks_per_shard(self) -> int:
+        """Inner chunks of a whole shard."""
         return self.segment_steps // self.chunk_steps
 
     @property
@@ -140,6 +156,7 @@ class ArraySpec:
         return f"{self.name}/c.{slot}.{segment}" + ".0" * len(self.step_shape)
 
     def segments(self, num_steps: int) -> int:
+        """Shards of an episode of that length."""
         return -(-num_steps // self.segment_steps)
 
     def as_stored(self, steps: np.ndarray) -> np.ndarray:
@@ -234,6 +251,7 @@ def _feature_template(spec: ArraySpec) -> dict[str, Any]:
         chunks=(1, spec.chunk_steps, *spec.step_shape),
         dtype="str" if spec.is_text else spec.dtype,
         filters=transpose or None,
+        fill_value=spec.fill_value,
         dimension_names=spec.dimensions,
     )
 

@@ -64,7 +64,9 @@ def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = No
     if mode not in get_args(Mode):
         raise InvalidInputError(f'mode: got {mode!r}, expected "r" or "a"')
     if tag is not None and mode != "r":
-        raise InvalidInputError(f'open: a tag never changes, so mode {mode!r} does not go with tag {tag!r}; use mode="r"')
+        raise InvalidInputError(
+            f'open: a tag never changes, so mode {mode!r} does not go with tag {tag!r}; use mode="r"'
+        )
     storage = open_local(path)
     schemas = read_revisions(storage)
     if not schemas:
@@ -88,7 +90,7 @@ def _check_empty(storage: LocalStorage) -> None:
     others = [name for name in storage.list("") if name != PRIVATE]  # _salus alone: a crash came while creating
     if others:
         raise AlreadyExistsError(
-            f"create: the directory is not empty ({', '.join(sorted(others)[:3])} …); choose another path; {storage.url}"
+            f"create: the directory is not empty ({', '.join(sorted(others)[:3])}); choose another path; {storage.url}"
         )
 
 
@@ -130,5 +132,3 @@ def _plain_zarr(storage: LocalStorage) -> str | None:
         if metadata.get("node_type") == "array":
             found.append(f"{name} {metadata.get('data_type')} {tuple(metadata.get('shape', ()))}")
     return "; ".join(found) or "no arrays"
-
-

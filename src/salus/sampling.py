@@ -41,11 +41,11 @@ def split(
     groups: dict[Hashable, list[int]] = {}
     for row in range(len(uids)):
         groups.setdefault(strata[row] if strata is not None else None, []).append(row)
-    for rows in groups.values():
-        places = {row: position(uids[row], seed) for row in rows}
+    for group in groups.values():
+        places = {row: position(uids[row], seed) for row in group}
         if strata is not None:
-            rows = sorted(rows, key=places.__getitem__)
-            places = {row: (rank + 0.5) / len(rows) for rank, row in enumerate(rows)}
-        for row in rows:
-            parts[next(name for name, border in zip(names, borders, strict=True) if places[row] < border)].append(row)
+            ranked = sorted(group, key=places.__getitem__)
+            places = {row: (rank + 0.5) / len(ranked) for rank, row in enumerate(ranked)}
+        for row, place in places.items():
+            parts[next(name for name, border in zip(names, borders, strict=True) if place < border)].append(row)
     return {name: sorted(rows) for name, rows in parts.items()}

@@ -134,6 +134,7 @@ class Image(Feature):
         return (second, third, first) if self.layout == "CHW" else (third, first, second)
 
     def problems(self) -> Iterable[str]:
+        """Everything that is wrong with this image feature, in words."""
         yield from super().problems()
         if self.layout not in ("CHW", "HWC"):
             yield f"layout: got {self.layout!r}, expected 'CHW' or 'HWC'"
@@ -147,7 +148,10 @@ class Image(Feature):
 
 @dataclass(frozen=True)
 class Text(Feature):
-    """A piece of text per step, such as a spoken instruction. (Text per episode is metadata: `episode(task="...")`.)"""
+    """A piece of text per step, such as a spoken instruction.
+
+    Text per episode is metadata: `recorder.episode(task="...")`.
+    """
 
     shape: tuple[int, ...] = field(default=(), init=False)
     dtype: str = field(default="string", init=False)
@@ -156,6 +160,7 @@ class Text(Feature):
 
     @property
     def step_bytes(self) -> int:
+        """0: the size of a text is not fixed."""
         return 0
 
     @classmethod
@@ -204,17 +209,11 @@ class Schema:
         if not self.features:
             yield "features: got none, expected at least one"
         for name, feature in self.features.items():
-            if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 128:
-                yield f"feature name: got {name!r}, expected letters, digits, _ and -, joined by '.'"
-            elif name in RESERVED:
-                yield f"feature name: {name!r} is reserved"
-            elif name.endswith(".valid"):
-                yield f"feature name: {name!r} ends in '.valid', which is kept for nullable features"
+            yield from _name_problems(name)
             if not isinstance(feature, Feature):
                 yield f"{name!r}: got {type(feature).__name__}, expected a Feature, Image or Text"
                 continue
-            for problem in feature.problems():
-                yield f"{name!r}: {problem}"
+            yield from (f"{name!r}: {problem}" for problem in feature.problems())
             if feature.derived and feature.shape != self.label_shape:
                 yield f"{name!r}: got shape {feature.shape}, expected the labels' (horizons, kinds) {self.label_shape}"
         if all(isinstance(feature, Feature) and feature.derived for feature in self.features.values()):
@@ -269,13 +268,19 @@ class Schema:
             array = np.asarray(value)
             dtype = "float32" if array.dtype.name in ("float16", "float64") else array.dtype.name
             if dtype not in DTYPES:
-                problems.append(f"{name!r}: got {type(value).__name__} of dtype {array.dtype}, expected numbers or text")
+                problems.append(
+                    f"{name!r}: got {type(value).__name__} of dtype {array.dtype}, expected numbers or text"
+                )
             elif dtype == "uint8" and array.ndim == 3 and array.shape[-1] in (1, 3):
                 height, width, channels = array.shape
-                features[name] = Image(height=height, width=width, layout="HWC", color="rgb" if channels == 3 else "gray")
+                features[name] = Image(
+                    height=height, width=width, layout="HWC", color="rgb" if channels == 3 else "gray"
+                )
             elif dtype == "uint8" and array.ndim == 3 and array.shape[0] in (1, 3):
                 channels, height, width = array.shape
-                features[name] = Image(height=height, width=width, layout="CHW", color="rgb" if channels == 3 else "gray")
+                features[name] = Image(
+                    height=height, width=width, layout="CHW", color="rgb" if channels == 3 else "gray"
+                )
             else:
                 features[name] = Feature(array.shape, dtype)
         if problems:
@@ -358,11 +363,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _name_problems(name: Any) -> Iterable[str]:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 128:
+        yield f"feature name: got {name!r}, expected letters, digits, _ and -, joined by '.'"
+    elif name in RESERVED:
+        yield f"feature name: {name!r} is reserved"
+    elif name.endswith(".valid"):
+        yield f"feature name: {name!r} ends in '.valid', which is kept for nullable features"
+
+
 def _dtype_name(dtype: Any) -> str:
     if dtype == "string":
         return "string"
     try:
-        return np.dtype(dtype).name
+        return str(np.dtype(dtype).name)
     except TypeError:
         return str(dtype)
 

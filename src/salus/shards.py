@@ -40,10 +40,12 @@ class ShardInfo:
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
+        """As it stands in a record."""
         return {"key": self.key, "size": self.size, "crc32c": self.crc32c, "sha256": self.sha256}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ShardInfo:
+        """From a record; raises KeyError or TypeError where it is none."""
         return cls(value["key"], value["size"], value["crc32c"], value["sha256"])
 
 

@@ -45,9 +45,7 @@ class WindowIndex:
             return episodes, self._steps[samples]
         return episodes, samples - (self._ends - self.lengths)[episodes]
 
-    def window(
-        self, episodes: np.ndarray, steps: np.ndarray, offsets: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def window(self, episodes: np.ndarray, steps: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The steps `steps + offsets`, held at the episode's first and last step where they would leave it.
 
         Args:

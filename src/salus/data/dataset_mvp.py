@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+import numpy as np
+
 from ..dataset import DatasetView
+from ..episode import Episode
 from ..errors import InvalidInputError
 from ..opening import open
 from ..torch import Sample, WindowDataset
@@ -35,7 +38,7 @@ class SALUSMVPDataset(WindowDataset):
         if not len(view.schema.label_horizons):
             raise InvalidInputError(f"SALUSMVPDataset: the schema declares no label horizons; {view.url}")
         windows = dict.fromkeys((*features, "labels"), 0)
-        super().__init__(view, windows, where=lambda episode: episode.labels_mask.all(axis=(1, 2)))
+        super().__init__(view, windows, where=_labels_are_known)
 
     def __getitems__(self, samples: list[int]) -> list[Sample]:
         """Several samples in one read."""
@@ -43,3 +46,7 @@ class SALUSMVPDataset(WindowDataset):
         for sample in batch:
             sample["horizon_labels"] = sample.pop("labels")
         return batch
+
+
+def _labels_are_known(episode: Episode) -> np.ndarray:
+    return np.asarray(episode.labels_mask.all(axis=(1, 2)))

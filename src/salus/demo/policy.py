@@ -263,7 +263,7 @@ class Disturbance:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Verdict:
     """How an episode ended.
 
     Attributes:
@@ -310,19 +310,19 @@ class Referee:
         self._lost = self._rested = 0
         self._closed_at: float | None = None
 
-    def judge(self, step: int, reading: Reading, gripper_command: float) -> Outcome | None:
+    def judge(self, step: int, reading: Reading, gripper_command: float) -> Verdict | None:
         """Looks at the world after the action of ``step``; None while nothing is decided."""
         if reading.table_force > self._TABLE_FORCE or reading.press_force > self._PRESS_FORCE:
-            return Outcome(False, "collision", step)
+            return Verdict(False, "collision", step)
         at_target = bool(np.linalg.norm(reading.block - self._target) < self._RADIUS)
         kind = self._judge_grasp(reading, gripper_command, at_target)
         if kind is not None:
-            return Outcome(False, kind, step)
+            return Verdict(False, kind, step)
         let_go = gripper_command > 0 and max(reading.pad_forces) == 0.0
         self._rested = self._rested + 1 if at_target and let_go and reading.block_speed < 0.02 else 0
         if self._rested >= self._HOLD:
-            return Outcome(True)
-        return Outcome(False, "timeout", step) if step + 1 >= TIME_BUDGET else None
+            return Verdict(True)
+        return Verdict(False, "timeout", step) if step + 1 >= TIME_BUDGET else None
 
     def _judge_grasp(self, reading: Reading, gripper_command: float, at_target: bool) -> str | None:
         if gripper_command != CLOSE:

@@ -5,7 +5,7 @@ seen where it is not. Nobody decides the outcome beforehand: the referee reads f
 whether and when an episode fails, and knows nothing of the disturbance::
 
     with PickAndPlace() as demo:
-        steps = demo.rollout(seed=7)  # iterate it; the generator returns the Outcome
+        steps = demo.rollout(seed=7)  # iterate it; the generator returns the Verdict
 
 Needs ``pip install 'salus[sim]'``.
 """
@@ -24,11 +24,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from salus.demo import policy as parties
-from salus.demo.policy import FAILURE_KINDS, TIME_BUDGET, Outcome, Vector
-from salus.errors import MissingExtraError
+from ..errors import MissingExtraError
+from . import policy as parties
+from .policy import FAILURE_KINDS, TIME_BUDGET, Vector, Verdict
 
-__all__ = ["ACTION_NAMES", "FAILURE_KINDS", "RATE_HZ", "SIGNAL_NAMES", "STATE_NAMES", "Outcome", "PickAndPlace"]
+__all__ = ["ACTION_NAMES", "FAILURE_KINDS", "RATE_HZ", "SIGNAL_NAMES", "STATE_NAMES", "PickAndPlace", "Verdict"]
 
 RATE_HZ = 25
 """Control steps per second (20 physics steps of 2 ms each)."""
@@ -88,8 +88,8 @@ def require_sim(*, render: bool = True) -> None:
         _choose_backend()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # it prints a notice about environments not used here
-            import gymnasium_robotics  # type: ignore[import-untyped]  # noqa: F401  (ships no types)
-        import mujoco  # type: ignore[import-untyped, unused-ignore]  # older versions ship no types
+            import gymnasium_robotics  # noqa: F401 - only whether it is there
+        import mujoco
     except ImportError as error:
         raise MissingExtraError.of("the demo", extra="sim") from error
     # gymnasium-robotics 1.4 asks exactly this of MuJoCo, and from 3.12 on the answer is False.
@@ -227,7 +227,12 @@ class PickAndPlace:
         """Frees the renderer."""
         self._env.close()
 
-    def rollout(self, seed: int) -> Generator[dict[str, NDArray[Any]], None, Outcome]:
+    @property
+    def time_ns(self) -> int:
+        """Simulated time of the step yielded last, nanoseconds."""
+        return round(float(self._data.time) * 1e9)
+
+    def rollout(self, seed: int) -> Generator[dict[str, NDArray[Any]], None, Verdict]:
         """Plays one episode.
 
         Args:
@@ -239,7 +244,7 @@ class PickAndPlace:
             (a disturbed world may carry out less); signals float32 (12,), see SIGNAL_NAMES.
 
         Returns:
-            The outcome. After a failure the episode goes on for a few steps.
+            The verdict. After a failure the episode goes on for a few steps.
         """
         scene, trouble, sensors = (np.random.default_rng([seed, part]) for part in range(3))
         target = self._reset(seed, scene)

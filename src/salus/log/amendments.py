@@ -34,6 +34,7 @@ class Amendment:
     time_ns: int = 0
 
     def to_json(self) -> dict[str, Any]:
+        """As it stands in its object, and in checkpoints and tags."""
         return {
             "uids": list(self.uids),
             "change": self.change,
@@ -44,6 +45,7 @@ class Amendment:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], *, key: str) -> Amendment:
+        """Raises CorruptDataError, naming `key`, where it is no amendment."""
         try:
             made = cls(
                 tuple(value["uids"]), value["change"], value["value"], str(value["author"]), int(value["time_ns"])
@@ -74,6 +76,7 @@ class Overlay:
     metadata: tuple[tuple[str, Any], ...] = ()
 
     def amended(self, amendment: Amendment) -> Overlay:
+        """With one more amendment."""
         if amendment.change == "outcome":
             return replace(self, outcome=Outcome.from_json(amendment.value))
         if amendment.change == "metadata":

@@ -7,6 +7,7 @@ published, and everything that it speaks of is durable before it, so the next pu
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -103,10 +104,11 @@ class _RowWriter:
             changed.setdefault(slot // INDEX_ROWS, []).append(slot)
         for name in (METADATA, LENGTH):
             objects = {}
-            for chunk, slots in changed.items():
+            for chunk, some in changed.items():
                 key = f"{name}/c.{chunk}"
                 body = self._storage.get(key)
                 values = None if whole or body is None else _decode_index(name, body)
+                slots = some
                 if values is None:  # lost or mangled: all rows of the chunk are built again
                     values = [_empty(name)] * INDEX_ROWS
                     slots = list(range(chunk * INDEX_ROWS, (chunk + 1) * INDEX_ROWS))
@@ -135,7 +137,7 @@ class _RowWriter:
             "started_ns": entry.started_ns,
             "metadata": overlay.apply_to(metadata) if overlay is not None else metadata,
         }
-        return documents.canonical(content).decode()
+        return json.dumps(content, ensure_ascii=False, sort_keys=True, allow_nan=False)
 
     def put_derived(self, rows: list[int]) -> None:
         """The stored horizon labels, NaN where a label is not known."""
@@ -144,7 +146,7 @@ class _RowWriter:
             if entry is None:
                 continue
             schema = self._schemas[entry.schema_revision]
-            objects = {}
+            objects: dict[str, bytes] = {}
             for name, feature in schema.features.items():
                 if feature.derived:
                     spec = array_specs(schema)[name]
@@ -188,9 +190,7 @@ def _read_stamps(storage: Storage, spec: ArraySpec, entry: Entry) -> np.ndarray:
     return np.concatenate(parts)[: entry.num_steps]
 
 
-def _put_metadata(
-    storage: Storage, schemas: list[Schema], snapshot: Snapshot, root: dict[str, Any] | None
-) -> None:
+def _put_metadata(storage: Storage, schemas: list[Schema], snapshot: Snapshot, root: dict[str, Any] | None) -> None:
     slots, steps = snapshot.num_slots, max((entry.num_steps for entry in snapshot.entries), default=0)
     arrays = {}
     for name, spec in array_specs(schemas[-1]).items():

@@ -40,7 +40,7 @@ class Record:
     num_steps: int = 0
     schema_revision: int = 0
     shards: tuple[ShardInfo, ...] = ()
-    outcome: Outcome = Outcome()
+    outcome: Outcome = field(default_factory=Outcome)
     metadata: dict[str, Any] = field(default_factory=dict)
     timestamp_source: str = "monotonic"
     started_ns: int = 0

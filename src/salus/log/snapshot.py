@@ -57,10 +57,12 @@ class Entry(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
+        """The outcome in force."""
         return Outcome(self.result, self.failure_kind, self.failure_step)  # type: ignore[arg-type]  # checked when read
 
     @classmethod
     def of(cls, record: Record) -> Entry:
+        """The row of a record."""
         task = record.metadata.get("task")
         return cls(
             record.uid,
@@ -79,9 +81,11 @@ class Entry(NamedTuple):
 
     @classmethod
     def corrupt(cls, slot: int) -> Entry:
+        """The row of a slot whose record does not hold."""
         return cls(f"corrupt-slot-{slot}", slot, "corrupt", 0, "unknown", None, None, None, 0, 0, 0, "")
 
     def amended(self, overlay: Overlay) -> Entry:
+        """The row with the amendments in force."""
         changed = self
         if overlay.outcome is not None:
             outcome = overlay.outcome
@@ -268,4 +272,3 @@ def _read_checkpoint(storage: Storage, number: int) -> Snapshot | None:
         return Snapshot.from_json(documents.unseal(bytes(zstd.decompress(body)), key=key), key=key)
     except (CorruptDataError, RuntimeError):
         return None  # only a cache: the records say the same
-

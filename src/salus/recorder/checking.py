@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidInputError, did_you_mean
-from ..layout import ArraySpec, array_specs
+from ..layout import array_specs
 from ..schema import TIMESTAMP, Feature, Image, Schema, Text, flatten
 
 Stored = dict[str, np.ndarray]

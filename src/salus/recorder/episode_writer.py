@@ -284,7 +284,7 @@ class EpisodeWriter:
         self._state = "failed"  # until the record is there
         try:
             entry: Entry = self._background.call(decide)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller of `commit` gets it, typed
             self._error = as_recording_error(error, self.uid) if error is not self._error else self._error
             self._files.close()
             self._on_end(self)
@@ -329,4 +329,3 @@ class EpisodeWriter:
 
     def __repr__(self) -> str:
         return f"<salus.EpisodeWriter {self.uid}: {self._state}, {self._num_steps} steps>"
-

@@ -139,9 +139,7 @@ class EpisodeFiles:
         self._finished += infos
         # The shards hold these steps now, so the journal needs no copy of them.
         self._pending = Pending()
-        self._journal.add(
-            {"type": "segment", "segment": self._segment, "shards": [info.to_json() for info in infos]}
-        )
+        self._journal.add({"type": "segment", "segment": self._segment, "shards": [info.to_json() for info in infos]})
         self._segment += 1
 
     def commit(self, record: Record) -> Entry:

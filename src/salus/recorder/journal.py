@@ -47,6 +47,7 @@ class JournalWriter:
             remaining = remaining[os.write(self._descriptor, remaining) :]
 
     def sync(self) -> None:
+        """Make all frames durable."""
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:

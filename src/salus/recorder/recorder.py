@@ -31,7 +31,7 @@ PUBLISH_INTERVAL_S = 1.0
 
 
 class Recorder:
-    """Records episodes into a dataset. Any number of episodes at once, and any number of recorders in as many processes.
+    """Records episodes into a dataset: any number at once, from any number of recorders and processes.
 
     Args:
         dataset: Opened for writing: `salus.create(...)`, or `salus.open(..., mode="a")`.
@@ -49,7 +49,9 @@ class Recorder:
         self, dataset: Dataset, *, bgr: Collection[str] = (), queue_bytes: int = 256 * 2**20, threads: int = 2
     ) -> None:
         if not isinstance(dataset, Dataset):
-            raise InvalidInputError(f"recorder: got {type(dataset).__name__}, expected a dataset; salus.open(path, mode='a')")
+            raise InvalidInputError(
+                f"recorder: got {type(dataset).__name__}, expected a dataset; salus.open(path, mode='a')"
+            )
         dataset.check_writable("record")
         self._schema = dataset.schema
         self._revision = dataset.schema_revision
@@ -186,10 +188,8 @@ class Recorder:
         lost = self._close("the recorder was closed")
         if lost:
             count, steps = len(lost), sum(episode.num_steps for episode in lost)
-            raise RecordingError(
-                f"close: {count} episode{'s were' if count > 1 else ' was'} still open and {'are' if count > 1 else 'is'} "
-                f"lost ({steps} steps); end each with commit() or discard() before"
-            )
+            what = "1 episode was still open and is" if count == 1 else f"{count} episodes were still open and are"
+            raise RecordingError(f"close: {what} lost ({steps} steps); end each with commit() or discard() before")
 
     def _close(self, reason: str) -> list[EpisodeWriter]:
         if self._closed or os.getpid() != self._pid:
@@ -266,4 +266,3 @@ def _local(dataset: Dataset) -> LocalStorage:
     if not isinstance(storage, LocalStorage):
         raise InvalidInputError(f"record: {storage.url} is not local; recording into object stores comes later")
     return storage
-

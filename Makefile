@@ -1,0 +1,56 @@
+# What people type. `make check` is what CI runs.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON_NEWEST ?= $(shell command -v python3.13)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test test-newest check format lint types layers docs bench clean
+
+setup: $(READY)  ## create .venv with everything that development needs
+
+$(READY): pyproject.toml constraints.txt tests/interop/zarrita/package-lock.json
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	npm ci --prefix tests/interop/zarrita --silent --no-audit --no-fund
+	touch $@
+
+demo: $(READY)  ## record rendered episodes in parallel, check them, train a failure predictor
+	$(BIN)/salus demo demo.zarr
+
+test: $(READY)  ## all tests
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+test-newest: .venv-newest/.ready  ## the core, without torch, on the newest Python and the newest zarr
+	.venv-newest/bin/pytest --numprocesses 2 --dist worksteal \
+	  --ignore tests/interop --ignore tests/test_demo.py --ignore tests/test_torch.py --ignore tests/docs
+
+.venv-newest/.ready: pyproject.toml
+	$(if $(PYTHON_NEWEST),,$(error make test-newest: no python3.13 on the PATH))
+	$(PYTHON_NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check --editable '.[pandas]' hypothesis pytest pytest-xdist
+	touch $@
+
+check: format lint types layers docs test test-newest  ## everything that CI checks
+
+format: $(READY)
+	$(BIN)/ruff format --check .
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/lint-imports
+
+docs: $(READY)  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(READY)  ## the measurements that README and docs quote
+	$(BIN)/python benchmarks/storage_size.py
+	$(BIN)/python benchmarks/small_features.py
+
+clean:
+	rm -rf .venv .venv-newest site

@@ -1,0 +1,5 @@
+"""The `salus` command."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -1,0 +1,148 @@
+"""The commands of `salus`, and how their errors become exit statuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from .. import __version__
+from ..dataset import Dataset
+from ..errors import SalusError
+from ..opening import open
+from .demo import print_report
+from .describe import describe_dataset, describe_episode, episode_rows, print_dataset, print_episode, print_episodes
+from .terminal import errors, plain, print_json, track
+
+EXIT_STATUSES = """Exit status: 0 done, 1 other, 2 wrong argument, 3 not found, 4 exists already, 5 not a SALUS dataset,
+6 data changed or missing, 7 recording failed, 8 an extra is not installed."""
+
+app = typer.Typer(
+    help="Episodes for robot learning, in plain Zarr v3.",
+    epilog=EXIT_STATUSES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+PathArgument = Annotated[Path, typer.Argument(help="The dataset, such as data.zarr.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts.")]
+TagOption = Annotated[Optional[str], typer.Option("--tag", help="Look at this tag instead of the newest state.")]  # noqa: UP045 - typer reads it at run time
+
+
+def _example(*lines: str) -> str:
+    return "[bold]Example[/bold]\n\n" + "\n\n".join(f"  [cyan]{line}[/cyan]" for line in lines)
+
+
+@app.command(epilog=_example("salus demo", "salus demo my.zarr --episodes 200 --processes 4"))
+def demo(
+    path: Annotated[Path, typer.Argument(help="Where the dataset is, or will be.")] = Path("demo.zarr"),
+    episodes: Annotated[int, typer.Option(help="Episodes to record in this run.", min=1)] = 96,
+    processes: Annotated[int, typer.Option(help="Processes that record at once.", min=1)] = 2,
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.", min=1)] = 40,
+    seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Record rendered pick-and-place episodes, check them, and train a failure predictor.
+
+    A second run in the same folder adds episodes.
+    """
+    from ..demo.main import run_demo
+
+    report = run_demo(
+        path, num_episodes=episodes, num_processes=processes, num_epochs=epochs, seed=seed, progress=track
+    )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_report(report)
+
+
+@app.command(epilog=_example("salus info data.zarr", "salus info data.zarr --json | jq .episodes"))
+def info(path: PathArgument, tag: TagOption = None, as_json: JsonOption = False) -> None:
+    """What a dataset holds: features, episodes by outcome, size, tags, and what is unfinished."""
+    document = describe_dataset(_open(path, tag))
+    if as_json:
+        print_json(document)
+    else:
+        print_dataset(document)
+
+
+@app.command(epilog=_example("salus ls data.zarr --outcome failure --kind drop", "salus ls data.zarr --limit 0 --json"))
+def ls(
+    path: PathArgument,
+    outcome: Annotated[Optional[str], typer.Option(help="success, failure or unknown.")] = None,  # noqa: UP045 - typer reads it at run time
+    kind: Annotated[Optional[str], typer.Option(help="Kind of failure.")] = None,  # noqa: UP045 - typer reads it at run time
+    task: Annotated[Optional[str], typer.Option(help="Task, exactly.")] = None,  # noqa: UP045 - typer reads it at run time
+    limit: Annotated[int, typer.Option(help="Rows to show; 0 shows all.", min=0)] = 20,
+    tag: TagOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List episodes, with the number by which `show` and `dataset[…]` take them."""
+    rows = episode_rows(_open(path, tag), outcome=outcome, failure_kind=kind, task=task)
+    shown = rows[:limit] if limit else rows
+    if as_json:
+        print_json(shown)
+    else:
+        print_episodes(shown, total=len(rows))
+
+
+@app.command(
+    epilog=_example("salus show data.zarr 42", "salus show data.zarr -1 --picture episode.png"),
+    context_settings={"ignore_unknown_options": True},  # -1 is an episode, not an option
+)
+def show(
+    path: PathArgument,
+    episode: Annotated[str, typer.Argument(help="Number (negative from the end) or uid.", show_default=False)],
+    picture: Annotated[Optional[Path], typer.Option(help="Also save a contact sheet: .png, .svg or .pdf.")] = None,  # noqa: UP045 - typer reads it at run time
+    tag: TagOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One episode: outcome, metadata, time, and every feature with its range and course."""
+    dataset = _open(path, tag)
+    chosen = dataset[int(episode) if episode.lstrip("-").isdigit() else episode]
+    document = describe_episode(chosen)
+    if as_json:
+        print_json(document)
+    else:
+        print_episode(document)
+    if picture is not None:
+        from ..demo.picture import contact_sheet
+
+        contact_sheet(chosen, picture)
+        errors.print(f"saved {plain(picture)}", markup=False, highlight=False)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"salus {__version__}")
+        raise typer.Exit
+
+
+def _open(path: Path, tag: str | None) -> Dataset:
+    return open(path, tag=tag)
+
+
+def main() -> Any:
+    """Run the command; a `SalusError` or a wrong index becomes a message and its exit status."""
+    try:
+        app()
+    except SalusError as error:
+        _fail(error, error.exit_status)
+    except IndexError as error:
+        _fail(error, 3)
+    except BrokenPipeError:  # `salus ls … | head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(error: Exception, status: int) -> None:
+    lines = str(error).splitlines()
+    errors.print("error:", style="bold red", end=" ")
+    errors.print("\n".join(map(plain, lines)), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(status)

@@ -1,0 +1,265 @@
+"""What `info`, `ls` and `show` say, as documents for --json and as tables for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from ..dataset import Dataset
+from ..episode import Episode, describe
+from ..labels import Horizons, Outcome
+from ..layout import PRIVATE, number_in
+from ..schema import Feature, Image
+from .terminal import console, size, table, text
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+_SPARK_WIDTH = 16
+_WIDE = 110
+
+
+# --- a dataset -------------------------------------------------------------------------------------------------
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """The content of `salus info`."""
+    outcomes: dict[str, Counter[str]] = {}
+    for entry in dataset.episodes:
+        outcomes.setdefault(entry.result, Counter())[entry.failure_kind or ""] += 1
+    lengths = [entry.num_steps for entry in dataset.episodes]
+    readable = _readable(dataset)
+    raw = sum(len(e) * (8 + sum(f.step_bytes for f in e.schema.recorded.values())) for e in readable)
+    stored = sum(episode.stored_bytes for episode in readable)
+    schema = dataset.schema
+    return {
+        "path": dataset.url,
+        "format": 1,
+        "tag": dataset.tag_name,
+        "episodes": len(dataset),
+        "outcomes": {
+            result: {"episodes": sum(kinds.values()), "kinds": {kind: n for kind, n in kinds.items() if kind}}
+            for result, kinds in outcomes.items()
+        },
+        "corrupt": dataset.episodes["status"].count("corrupt"),
+        "salvaged": dataset.episodes["status"].count("salvaged"),
+        "unfinished": unfinished(dataset),
+        "steps": {
+            "total": sum(lengths),
+            "shortest": min(lengths, default=0),
+            "median": float(np.median(lengths)) if lengths else 0.0,
+            "longest": max(lengths, default=0),
+        },
+        "rate_hz": schema.rate_hz,
+        "raw_bytes": raw,
+        "stored_bytes": stored,
+        "compression": raw / stored if stored else None,
+        "features": {name: _describe_feature(feature) for name, feature in schema.features.items()},
+        "failure_kinds": list(schema.failure_kinds),
+        "horizons": {"values": list(schema.label_horizons.values), "unit": schema.label_horizons.unit},
+        "schema_revision": dataset.schema_revision,
+        "tags": dataset.tags(),
+    }
+
+
+def _readable(dataset: Dataset) -> list[Episode]:
+    return [dataset[row] for row, status in enumerate(dataset.episodes["status"]) if status != "corrupt"]
+
+
+def unfinished(dataset: Dataset) -> int:
+    """Episodes with a journal: still recording, or left by a crash."""
+    names = dataset.storage.list(f"{PRIVATE}/journal")
+    decided = {entry.slot for entry in dataset.episodes}
+    return sum(1 for name in names if (slot := number_in(name)) is not None and slot not in decided)
+
+
+def _describe_feature(feature: Feature) -> dict[str, Any]:
+    how = "zstd, lossless, one chunk per image" if isinstance(feature, Image) else "zstd, lossless"
+    document = {key: value for key, value in feature.to_json().items() if value not in (None, False)}
+    document["storage"] = f"computed from the {feature.derived}" if feature.derived else how
+    return document
+
+
+def print_dataset(document: dict[str, Any]) -> None:
+    """`salus info` for people."""
+    steps, at_tag = document["steps"], f" at tag {document['tag']}" if document["tag"] else ""
+    console.print(text(f"{document['path']}{at_tag}", "bold"))
+    console.print(
+        f"{document['episodes']} episodes, {steps['total']} steps "
+        f"(shortest {steps['shortest']}, median {steps['median']:g}, longest {steps['longest']}) "
+        f"at {document['rate_hz']:g} Hz"
+    )
+    if document["stored_bytes"]:
+        console.print(
+            f"{size(document['stored_bytes'])} on disk for {size(document['raw_bytes'])} of values: "
+            f"{document['compression']:.1f} × smaller, nothing lost"
+        )
+    for count, what in (
+        (document["corrupt"], "corrupt: the record does not hold; `salus show` says what is wrong"),
+        (document["salvaged"], "salvaged after a crash"),
+        (document["unfinished"], "unfinished: still recording, or left by a crash"),
+    ):
+        if count:
+            console.print(f"{count} {what}", style="yellow", markup=False)
+    outcomes = table("outcome", ">episodes", "by kind")
+    for result, counts in document["outcomes"].items():
+        kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(counts["kinds"].items()))
+        outcomes.add_row(result, str(counts["episodes"]), text(kinds))
+    features = table("feature", "dtype", "a step", "unit", "storage")
+    for name, feature in document["features"].items():
+        shape = " × ".join(map(str, feature["shape"])) or "scalar"
+        features.add_row(text(name, "cyan"), feature["dtype"], shape, text(feature.get("unit", "")), feature["storage"])
+    for part in (outcomes, features):
+        if part.row_count:
+            console.print()
+            console.print(part)
+    console.print()
+    horizons = Horizons(tuple(document["horizons"]["values"]), document["horizons"]["unit"])
+    if len(horizons):
+        console.print(f"label horizons: {', '.join(f'{value:g}' for value in horizons.values)} {horizons.unit}")
+    console.print(text(f"tags: {', '.join(document['tags']) or 'none'}"))
+
+
+# --- episodes --------------------------------------------------------------------------------------------------
+
+
+def episode_rows(dataset: Dataset, *, outcome: Any, failure_kind: str | None, task: str | None) -> list[dict[str, Any]]:
+    """The content of `salus ls`."""
+    chosen = dataset.select(outcome=outcome, failure_kind=failure_kind, task=task)
+    numbers = {uid: number for number, uid in enumerate(dataset.episodes["uid"])}
+    columns = chosen.episodes.to_dict()
+    return [
+        {"episode": numbers[row[0]], **dict(zip(columns, row, strict=True))}
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def print_episodes(rows: list[dict[str, Any]], *, total: int) -> None:
+    """`salus ls` for people."""
+    wide = console.width >= _WIDE
+    listing = table(">#", "uid", ">steps", "outcome", *(["task", "started"] if wide else []))
+    for column in listing.columns:
+        column.no_wrap = True
+    for row in rows:
+        outcome = Outcome(row["outcome"], row["failure_kind"], row["failure_step"])
+        ended = describe(outcome) if row["status"] == "committed" else f"{describe(outcome)}, {row['status']}"
+        style = {"success": "green", "failure": "red"}.get(row["outcome"], "")
+        cells: list[Text | str] = [str(row["episode"]), text(row["uid"]), str(row["num_steps"]), text(ended, style)]
+        if wide:
+            cells += [text(row["task"] or ""), when(row["started_ns"])]
+        listing.add_row(*cells)
+    if wide:  # the task alone gives way on a narrow terminal
+        others = [column for column in listing.columns if column.header != "task"]
+        taken = sum(max(len(str(cell)) for cell in (column.header, *column.cells)) + 2 for column in others)
+        listing.columns[-2].max_width = max(console.width - taken - 2, 8)
+    console.print(listing)
+    if len(rows) < total:
+        console.print(f"… {total - len(rows)} more; --limit 0 shows all", style="dim")
+    elif not rows:
+        console.print("no episodes", style="dim")
+
+
+def when(time_ns: int) -> str:
+    """A wall-clock time for people, in local time."""
+    return datetime.fromtimestamp(time_ns / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time_ns else ""
+
+
+# --- one episode -----------------------------------------------------------------------------------------------
+
+
+def describe_episode(episode: Episode) -> dict[str, Any]:
+    """The content of `salus show`."""
+    stamps = episode.timestamp_ns
+    periods_ms = np.diff(stamps) / 1e6
+    return {
+        "uid": episode.uid,
+        "slot": episode.slot,
+        "status": episode.status,
+        "outcome": episode.outcome.to_json(),
+        "num_steps": len(episode),
+        "stored_bytes": episode.stored_bytes,
+        "metadata": episode.metadata,
+        "time": {
+            "source": episode.timestamp_source,
+            "duration_s": episode.duration_s,
+            "median_period_ms": float(np.median(periods_ms)) if len(periods_ms) else None,
+            "longest_period_ms": float(periods_ms.max()) if len(periods_ms) else None,
+        },
+        "features": {
+            name: _describe_values(episode, name, feature) for name, feature in episode.schema.features.items()
+        },
+    }
+
+
+def _describe_values(episode: Episode, name: str, feature: Feature) -> dict[str, Any]:
+    values = episode[name][:]
+    described: dict[str, Any] = {"dtype": feature.dtype, "shape": list(values.shape), "unit": feature.unit}
+    if feature.kind == "text":
+        return {**described, "first": str(values[0])}
+    described |= _statistics(values)
+    if len(feature.shape) == 1 and feature.kind == "array":
+        names = feature.names or tuple(f"[{component}]" for component in range(feature.shape[0]))
+        described["components"] = {
+            component: {**_statistics(values[:, row]), "course": sparkline(values[:, row])}
+            for row, component in enumerate(names)
+        }
+    return described
+
+
+def _statistics(values: np.ndarray) -> dict[str, Any]:
+    known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if known.size == 0:
+        return {"min": None, "mean": None, "max": None}
+    return {"min": float(known.min()), "mean": float(known.mean(dtype=np.float64)), "max": float(known.max())}
+
+
+def sparkline(values: np.ndarray) -> str:
+    """The course of (T,) numbers in a few characters; `·` where there is no finite value."""
+    parts = [part for part in np.array_split(values.astype(np.float64), min(_SPARK_WIDTH, len(values))) if len(part)]
+    means = np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in parts])
+    low, high = (np.nanmin(means), np.nanmax(means)) if np.isfinite(means).any() else (0.0, 0.0)
+    scaled = (means - low) / (high - low) if high > low else np.zeros_like(means)
+    return "".join(
+        "·" if np.isnan(m) else _SPARKS[int(s * (len(_SPARKS) - 1))] for m, s in zip(means, scaled, strict=True)
+    )
+
+
+def print_episode(document: dict[str, Any]) -> None:
+    """`salus show` for people."""
+    outcome, time = Outcome.from_json(document["outcome"]), document["time"]
+    console.print(text(f"episode {document['uid']}", "bold"))
+    console.print(text(f"{describe(outcome)}; {document['status']}, slot {document['slot']}"))
+    period = time["median_period_ms"]
+    pace = f", a step every {period:.3g} ms (longest {time['longest_period_ms']:.3g} ms)" if period is not None else ""
+    source = {"rate": "nominal, from the rate", "caller": "from the caller"}.get(time["source"], "recorder's clock")
+    console.print(f"{document['num_steps']} steps in {time['duration_s']:.3g} s{pace}; stamps: {source}")
+    console.print(f"{size(document['stored_bytes'])} on disk")
+    for key, value in document["metadata"].items():
+        console.print(text(f"{key}: {value}"))
+    console.print()
+    features = table("feature", ">min", ">mean", ">max", "course")
+    for column in features.columns:
+        column.no_wrap = True
+    for name, feature in document["features"].items():
+        _add_feature(features, name, feature)
+    console.print(features)
+
+
+def _add_feature(features: Table, name: str, feature: dict[str, Any]) -> None:
+    unit = f" {feature['unit']}" if feature["unit"] else ""
+    title = text(f"{name} {tuple(feature['shape'])}{unit}", "cyan")
+    if "first" in feature:
+        features.add_row(title, "", "", "", text(feature["first"]))
+        return
+    components = feature.get("components", {})
+    features.add_row(title, *([] if components else [_number(feature[key]) for key in ("min", "mean", "max")]))
+    for component, values in components.items():
+        numbers = [_number(values[key]) for key in ("min", "mean", "max")]
+        features.add_row(text(f"  {component}"), *numbers, values["course"])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

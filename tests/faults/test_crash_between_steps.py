@@ -1,0 +1,145 @@
+"""A crash between any two steps: what was acknowledged is there whole, nothing is there in part, and work goes on.
+
+A child dies before its n-th call that changes files, for every n until the script of `scenario.py` runs through.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import salus
+
+from .scenario import (
+    AFTERWARDS,
+    CRASHED,
+    LENGTHS,
+    SCHEMA,
+    STEPWISE,
+    WHOLE,
+    Warm,
+    looped_length,
+    make_episode,
+)
+
+PARTS = 4
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    process = Warm()
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_crash_between_any_two_steps_loses_nothing_acknowledged(warm: Warm, memory_path: Path, part: int) -> None:
+    crashes, number = 0, part + 1
+    while True:
+        path = memory_path / f"{number}.zarr"
+        answer = warm.ask(crash_before=number, path=path)
+        events = dict(answer["acknowledged"]) | {"number": number}
+        if answer["status"] == 0:
+            break
+        assert answer["status"] == CRASHED, answer
+        committed = [details for event, details in answer["acknowledged"] if event == "committed"]
+        check_what_is_there(path, events, committed)
+        check_that_work_goes_on(path, events)
+        shutil.rmtree(path)
+        crashes, number = crashes + 1, number + PARTS
+    assert events["deleted"] == {}
+    assert crashes > 60, "the script has become shorter than this test thinks"
+
+
+def test_the_script_makes_every_kind_of_call(warm: Warm, memory_path: Path) -> None:
+    answer = warm.ask(crash_before=0, path=memory_path / "data.zarr")
+    expected = {"create", "write", "fsync", "fdatasync", "os.link", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
+    assert set(answer["calls"]) == expected
+
+
+def check_what_is_there(path: Path, events: dict[str, Any], committed: list[dict[str, Any]]) -> None:
+    if "created" not in events:
+        salus.create(path, SCHEMA, exist_ok=True)
+    dataset = salus.open(path)
+    found = {episode.metadata["seed"]: episode for episode in dataset}
+    assert len(found) == len(dataset), events
+    assert set(found) <= {WHOLE, STEPWISE}, events
+    for details in committed:
+        if details["seed"] in found:
+            assert found[details["seed"]].uid == details["uid"], events
+        else:  # the deletion may be there before it is acknowledged, but nothing else takes an episode away
+            assert details["seed"] == STEPWISE, events
+            assert "tagged" in events, events
+    assert "deleted" not in events or set(found) == {WHOLE}, events
+    for seed, episode in found.items():
+        check_episode(episode, seed)
+    if "amended" in events:
+        assert found[WHOLE].metadata["note"] == "amended"
+        assert found[WHOLE].outcome == salus.Outcome("failure", "drop", 4)
+    assert "tagged" not in events or dataset.tags() == ["first"], events
+    for name in dataset.tags():
+        tagged = salus.open(path, tag=name)
+        assert [episode.metadata["seed"] for episode in tagged] == [WHOLE, STEPWISE], events
+        for episode in tagged:
+            check_episode(episode, episode.metadata["seed"])
+
+
+def check_that_work_goes_on(path: Path, events: dict[str, Any]) -> None:
+    before = [episode.uid for episode in salus.open(path)]
+    with salus.Recorder(salus.open(path, mode="a")) as recorder:
+        entry = recorder.record_episode(make_episode(AFTERWARDS), {"seed": AFTERWARDS})
+    dataset = salus.open(path)
+    assert [episode.uid for episode in dataset] == [*before, entry.uid], events
+    check_episode(dataset[entry.uid], AFTERWARDS)
+    check_plain_zarr(path, dataset)
+
+
+def check_episode(episode: salus.Episode, seed: int, num_steps: int | None = None) -> None:
+    for name, values in make_episode(seed, num_steps).items():
+        np.testing.assert_array_equal(episode[name][:], values)
+    assert len(episode.timestamp_ns) == (num_steps or LENGTHS[seed])
+
+
+def check_plain_zarr(path: Path, dataset: salus.Dataset) -> None:
+    """Plain zarr sees the episodes of the log, and nothing else."""
+    group = zarr.open_group(path, mode="r")
+    lengths = np.zeros(group["episode_length"].shape, np.int32)
+    for entry in dataset.episodes:
+        lengths[entry.slot] = entry.num_steps
+    np.testing.assert_array_equal(group["episode_length"][:], lengths)
+    for episode in dataset:
+        for name in ("camera", "states", "say", "horizon_labels"):
+            np.testing.assert_array_equal(group[name][episode.slot, : len(episode)], episode[name][:])
+
+
+def test_kills_at_random_times_lose_nothing_acknowledged(warm: Warm, memory_path: Path) -> None:
+    path, rng = memory_path / "data.zarr", random.Random(0)  # noqa: S311 - delays
+    acknowledged: dict[str, int] = {}
+    checked: set[str] = set()
+    for kill in range(30):
+        answer = warm.ask(kill_after=rng.uniform(0.005, 0.12), path=path, seed=kill * 1000)
+        assert answer["status"] == -9, answer
+        acknowledged |= {details["uid"]: details["seed"] for _, details in answer["acknowledged"]}
+        found = {episode.uid: episode for episode in salus.create(path, SCHEMA, exist_ok=True)}
+        assert set(acknowledged) <= set(found)
+        assert checked <= set(found)
+        for uid in set(found) - checked:
+            seed = found[uid].metadata["seed"]
+            assert acknowledged.get(uid, seed) == seed
+            check_episode(found[uid], seed, looped_length(seed))
+        checked = set(found)
+    assert len(acknowledged) > 100
+    seeds = [episode.metadata["seed"] for episode in salus.open(path)]
+    assert len(set(seeds)) == len(seeds)
+    dataset = salus.open(path, mode="a")
+    dataset.publish(whole=False)
+    check_plain_zarr(path, dataset)
+    for episode in dataset:
+        check_episode(episode, episode.metadata["seed"], looped_length(episode.metadata["seed"]))
