@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,23 @@ def test_gather_on_a_selection_counts_within_it(dataset: salus.Dataset, source: 
 def test_gather_images_come_channels_last_in_memory(dataset: salus.Dataset) -> None:
     batch = dataset.gather({"images": [(0, 1), (0, 2)]})["images"]
     assert batch.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def test_reading_one_episode_opens_only_its_own_shards(dataset: salus.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    real = os.open
+
+    def counting(file: Any, *arguments: Any, **more: Any) -> int:
+        opened.append(os.path.relpath(file, dataset.url))
+        return real(file, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", counting)
+    for name in dataset[3]:
+        dataset[3][name][:]
+    slot = dataset[3].slot
+    shards = [f"{name}/c.{slot}.{segment}" for name in ("images", "states", "actions") for segment in range(3)]
+    expected = [shard + (".0.0.0" if "images" in shard else ".0") for shard in shards]
+    assert sorted(opened) == sorted([*expected, f"_salus/log/0/{slot:010d}.json"])
 
 
 def test_gather_errors_name_episode_and_step(dataset: salus.Dataset) -> None:

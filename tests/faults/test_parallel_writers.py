@@ -24,7 +24,7 @@ EPISODES = 50
 def processes(*commands: list[Any]) -> Iterator[list[subprocess.Popen[str]]]:
     """Writer processes, started and warm; all are waited for, or killed when the test fails."""
     started = [
-        subprocess.Popen(  # noqa: S603 - ourselves
+        subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.faults.writers", *map(str, command)],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,

@@ -1,0 +1,121 @@
+"""The `salus` command: what it prints, its JSON, its exit statuses, and that nothing in a dataset can dress it up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import salus
+from salus import errors
+from salus.cli.app import app
+
+from .conftest import make_arrays
+
+
+def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from salus.cli import main; main()", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env={"COLUMNS": "100", "PATH": ""}
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def test_info(path: Path, dataset: salus.Dataset) -> None:
+    shown = run("info", path).stdout
+    assert "5 episodes, 114 steps (shortest 5, median 20, longest 40) at 50 Hz" in shown
+    assert "collision 1, drop 1" in shown
+    assert "rad" in shown
+    document = json.loads(run("info", path, "--json").stdout)
+    assert document["episodes"] == 5
+    assert document["outcomes"]["failure"] == {"episodes": 2, "kinds": {"drop": 1, "collision": 1}}
+    assert document["raw_bytes"] == 114 * (8 + 360 + 28 + 12)
+    shards = [file for name in ("images", "states", "actions", "timestamp_ns") for file in (path / name).glob("c.*")]
+    assert document["stored_bytes"] == sum(file.stat().st_size for file in shards)
+
+
+def test_ls_and_its_filters(path: Path, dataset: salus.Dataset) -> None:
+    assert dataset[3].uid in run("ls", path).stdout
+    rows = json.loads(run("ls", path, "--outcome", "failure", "--kind", "collision", "--json").stdout)
+    assert [(row["episode"], row["uid"], row["failure_step"]) for row in rows] == [(3, dataset[3].uid, 30)]
+    assert "3 more; --limit 0 shows all" in run("ls", path, "--limit", "2").stdout
+    assert json.loads(run("ls", path, "--task", "nothing", "--json").stdout) == []
+
+
+def test_show_by_number_and_uid(path: Path, dataset: salus.Dataset) -> None:
+    for key in (1, -4, dataset[1].uid):
+        shown = run("show", path, key).stdout
+        assert dataset[1].uid in shown
+        assert "failure (drop at step 3)" in shown
+        assert "task: task 1" in shown
+    document = json.loads(run("show", path, 1, "--json").stdout)
+    assert document["features"]["states"]["shape"] == [5, 7]
+    assert document["features"]["states"]["components"]["[0]"]["max"] == pytest.approx(dataset[1]["states"][:, 0].max())
+
+
+def test_a_tag_can_be_looked_at(path: Path, dataset: salus.Dataset) -> None:
+    writer = salus.open(path, mode="a")
+    writer.tag("v1")
+    writer.delete([0, 1, 2])
+    assert json.loads(run("info", path, "--json").stdout)["episodes"] == 2
+    assert json.loads(run("info", path, "--tag", "v1", "--json").stdout)["episodes"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (("info", "missing.zarr"), 3, "nothing is there"),
+        (("show", "{path}", "99"), 3, "episode 99: out of range, the dataset has 5"),
+        (("show", "{path}", "no-such-uid"), 3, "no episode with uid 'no-such-uid'"),
+        (("info", "{path}", "--tag", "v9"), 3, "no tag 'v9'"),
+        (("ls", "{path}", "--outcome", "bad"), 2, "outcome: got 'bad'"),
+        (("info", "{path}/images"), 5, "not a SALUS dataset"),
+        (("show", "{path}", "0", "--picture", "x.txt"), 2, "ends in .png, .svg or .pdf"),
+    ],
+)
+def test_errors_have_a_message_and_a_status(
+    path: Path, dataset: salus.Dataset, arguments: tuple[str, ...], status: int, text: str
+) -> None:
+    done = run(*(argument.format(path=path) for argument in arguments), status=status)
+    assert "Traceback" not in done.stderr
+    assert text in done.stderr
+
+
+def test_a_damaged_episode_exits_with_its_status(path: Path, dataset: salus.Dataset) -> None:
+    (path / "states" / "c.1.0.0").unlink()
+    assert "missing" in run("show", path, 1, status=6).stderr
+
+
+def test_every_error_class_has_a_status_of_its_own() -> None:
+    classes = [errors.InvalidInputError, errors.NotFoundError, errors.AlreadyExistsError, errors.FormatError]
+    classes += [errors.CorruptDataError, errors.RecordingError, errors.MissingExtraError, errors.SalusError]
+    assert len({cls.exit_status for cls in classes}) == len(classes)
+
+
+def test_terminal_escapes_and_markup_in_metadata_mean_nothing(path: Path, schema: salus.Schema) -> None:
+    evil = "\x1b[2J[bold red]task[/] \u202e\x07"
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        recorder.record_episode(make_arrays(2), {"task": evil, "\x1b]0;owned\x07": evil})
+    for command in (("ls",), ("show", 0), ("info",)):
+        shown = run(command[0], path, *command[1:]).stdout
+        assert not set("\x1b\x07\u202e") & set(shown)
+    assert "[bold red]task[/]" in run("show", path, 0).stdout
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    import typer.main
+
+    group: Any = typer.main.get_command(app)
+    for name in group.commands:
+        shown = run(name, "--help").stdout
+        assert "Example" in shown
+        assert f"salus {name}" in shown
+
+
+def test_version() -> None:
+    assert run("--version").stdout.strip() == f"salus {salus.__version__}"

@@ -1,0 +1,47 @@
+"""The package as a whole: what it exports, how fast it is there, and what it does not drag in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import salus
+
+
+def test_the_exported_names_are_there_and_sorted() -> None:
+    assert salus.__all__ == sorted(salus.__all__)
+    for name in set(salus.__all__) - {"torch"}:
+        assert getattr(salus, name) is not None
+
+
+def test_every_error_that_is_defined_is_exported() -> None:
+    defined = {
+        n for n, cls in vars(salus.errors).items() if isinstance(cls, type) and issubclass(cls, salus.SalusError)
+    }
+    assert defined <= set(salus.__all__)
+
+
+def test_importing_needs_no_extra_and_does_not_load_zarr() -> None:
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'pandas', 'matplotlib', 'mujoco', 'typer', 'rich', 'sklearn', 'zarr'):\n"
+        "    sys.modules[name] = None\n"  # an import of any of them would fail
+        "import salus\n"
+        "assert salus.Schema and salus.Recorder\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=60)
+
+
+def test_a_missing_extra_says_what_to_install() -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "import salus\n"
+        "try:\n"
+        "    salus.torch\n"
+        "except salus.MissingExtraError as error:\n"
+        "    assert \"pip install 'salus[torch]'\" in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError('no error')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
