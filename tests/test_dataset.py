@@ -29,6 +29,15 @@ def test_indexing_by_number_and_uid(dataset: salus.Dataset) -> None:
     assert [len(episode) for episode in dataset[1:3]] == [5, 16]
 
 
+def test_membership_and_equality(dataset: salus.Dataset) -> None:
+    failures = dataset.select(outcome="failure")
+    assert dataset[1].uid in failures
+    assert dataset[1] in failures
+    assert dataset[0] not in failures
+    assert dataset[1] == failures[0]
+    assert len({dataset[1], failures[0], dataset[0]}) == 2
+
+
 def test_indexing_errors(dataset: salus.Dataset) -> None:
     with pytest.raises(IndexError, match=r"episode 5: out of range, the dataset has 5"):
         dataset[5]

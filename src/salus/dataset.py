@@ -70,6 +70,10 @@ class DatasetView(Sequence[Episode]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, episode: object) -> bool:
+        """Whether an episode, or the episode of a uid, is among these."""
+        return (episode.uid if isinstance(episode, Episode) else episode) in self._rows_by_uid
+
     def __iter__(self) -> Iterator[Episode]:
         return (self._episode(entry) for entry in self._entries)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from .log.snapshot import Entry, read_record
 from .schema import TIMESTAMP, Schema
 
 
-class Episode(Mapping[str, "FeatureData"]):
+class Episode:
     """One episode of a snapshot.
 
     `episode["states"][10:20]` reads steps 10 to 19. Iterating gives the feature names; `len` is the number of steps.
@@ -52,14 +52,21 @@ class Episode(Mapping[str, "FeatureData"]):
         """The number of steps, T."""
         return self._entry.num_steps
 
+    def keys(self) -> Iterable[str]:
+        """The feature names."""
+        return self.schema.features.keys()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.schema.features)
 
     def __contains__(self, name: object) -> bool:
         return name in self._specs
 
-    def __bool__(self) -> bool:
-        return True
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Episode) and (self._entry, self._overlay) == (other._entry, other._overlay)
+
+    def __hash__(self) -> int:
+        return hash(self.uid)
 
     def __getitem__(self, name: str) -> FeatureData:
         """The feature `name`, lazily; also `"timestamp_ns"`, and `"<name>.valid"` of a nullable feature.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -19,17 +20,17 @@ class Background:
     Args:
         budget_bytes: Bytes of images that may wait; `submit` blocks while there are more.
         threads: Encoding threads.
-        idle: Called about every half second, on the writing thread.
+        tick: Called about four times a second, on the writing thread.
 
     Thread-safety: safe.
     """
 
-    def __init__(self, *, budget_bytes: int, threads: int, idle: Job) -> None:
+    def __init__(self, *, budget_bytes: int, threads: int, tick: Job) -> None:
         self._queue: queue.SimpleQueue[tuple[Job, int] | None] = queue.SimpleQueue()
         self._budget = budget_bytes
         self._waiting = 0
         self._room = threading.Condition()
-        self._idle = idle
+        self._tick = tick
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="salus-encode")
         self._thread = threading.Thread(target=self._run, name="salus-write", daemon=True)
         self._thread.start()
@@ -66,11 +67,14 @@ class Background:
         self._pool.shutdown()
 
     def _run(self) -> None:
+        tick = time.monotonic()
         while True:
+            if time.monotonic() - tick >= FLUSH_INTERVAL_S / 2:
+                tick = time.monotonic()
+                self._tick()
             try:
                 item = self._queue.get(timeout=FLUSH_INTERVAL_S / 2)
             except queue.Empty:
-                self._idle()
                 continue
             if item is None:
                 return

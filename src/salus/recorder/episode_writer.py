@@ -103,6 +103,7 @@ class EpisodeWriter:
 
         Cost: a copy of the step; waits only while more than the recorder's `queue_bytes` of images wait.
         """
+        self._check_process("append")
         with self._lock:
             self._check_recording("append")
             stored = self._checker.step(step if step is not None else {}, more)
@@ -231,6 +232,7 @@ class EpisodeWriter:
             CommitUnknownError: The disk did not say whether it kept the record; look before recording again.
             RecordingError: Writing failed; the episode is not committed.
         """
+        self._check_process("commit")
         with self._lock:
             self._check_recording("commit")
             if outcome == "failure" and self._num_steps:
@@ -255,6 +257,7 @@ class EpisodeWriter:
         Raises:
             RecordingError: It has ended already.
         """
+        self._check_process("discard")
         with self._lock:
             if self._state != "failed":
                 self._check_recording("discard", raise_failure=False)
@@ -293,12 +296,14 @@ class EpisodeWriter:
         self._on_end(self)
         return entry
 
-    def _check_recording(self, what: str, *, raise_failure: bool = True) -> None:
-        if os.getpid() != self._pid:
+    def _check_process(self, what: str) -> None:
+        if os.getpid() != self._pid:  # looked at before any lock: a forked child may have inherited it locked
             raise RecordingError(
                 f"{what}: the episode was started in another process; a forked child opens the dataset and makes a "
                 "Recorder of its own"
             )
+
+    def _check_recording(self, what: str, *, raise_failure: bool = True) -> None:
         if self._state in ("committed", "discarded"):
             raise RecordingError(f"{what}: the episode is already {self._state}; {self.uid}")
         if self._error is not None and raise_failure:
@@ -325,7 +330,10 @@ class EpisodeWriter:
         if error is None:
             self.commit()
         elif os.getpid() == self._pid:
-            self.discard(reason=f"{type(error).__name__}: {error}")
+            try:
+                self.discard(reason=f"{type(error).__name__}: {error}")
+            except RecordingError as failed:
+                error.add_note(f"salus: the episode could not be marked as aborted either: {failed}")
 
     def __repr__(self) -> str:
         return f"<salus.EpisodeWriter {self.uid}: {self._state}, {self._num_steps} steps>"

@@ -62,7 +62,7 @@ class Recorder:
         self._next_slot = 0
         self._closed = False
         self._pid = os.getpid()
-        self._background = Background(budget_bytes=queue_bytes, threads=threads, idle=_flusher(weakref.ref(self)))
+        self._background = Background(budget_bytes=queue_bytes, threads=threads, tick=_flusher(weakref.ref(self)))
         self._publisher = _Publisher(self._storage)
 
     @property
@@ -165,7 +165,7 @@ class Recorder:
         self._publisher.notify()
 
     def flush_if_due(self) -> None:
-        """Called on the writing thread while nothing is queued."""
+        """Called on the writing thread, about four times a second."""
         for episode in self.open_episodes:
             episode.flush_if_due()
 
@@ -196,10 +196,12 @@ class Recorder:
             return []
         self._closed = True
         still_open = self.open_episodes
-        for episode in still_open:
-            episode.discard(reason=reason)
-        self._background.close()
-        self._publisher.close()
+        try:
+            for episode in still_open:
+                episode.discard(reason=reason)
+        finally:
+            self._background.close()
+            self._publisher.close()
         return still_open
 
     def __enter__(self) -> Recorder:

@@ -25,6 +25,18 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 
+_held_locks: set[int] = set()
+
+
+def _drop_locks_in_child() -> None:
+    # A forked child shares the lock, and would hold it for as long as it lives if its parent died meanwhile.
+    for descriptor in _held_locks:
+        os.close(descriptor)
+    _held_locks.clear()
+
+
+os.register_at_fork(after_in_child=_drop_locks_in_child)
+
 
 def open_local(path: str | os.PathLike[str]) -> LocalStorage:
     """The storage of a path.
@@ -137,10 +149,13 @@ class LocalStorage:
         with _refusals("_salus/publish.lock", path):
             self.make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        _held_locks.add(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
+            _held_locks.discard(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also when a child forked meanwhile still has it open
             os.close(descriptor)
 
     # --- reading -----------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The documentation is tested: every code block runs, every public name is described."""

@@ -1,0 +1,124 @@
+"""Shard files: what a writer puts together a reader takes apart, and an index that does not hold is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from salus.codecs import crc32c
+from salus.errors import CorruptDataError
+from salus.layout import ArraySpec
+from salus.shards import MISSING, ShardInfo, ShardReader, ShardWriter, whole_shard
+
+SPEC = ArraySpec("images", "uint8", (3,), 1, 4)
+CHUNKS = [b"first", b"second one", b"third"]
+
+
+def opened(body: bytes, num_chunks: int = 3, closed: list[int] | None = None) -> ShardReader:
+    def close() -> None:
+        if closed is not None:
+            closed.append(1)
+
+    return ShardReader(lambda start, size: body[start : start + size], len(body), close, SPEC, num_chunks=num_chunks)
+
+
+def with_index(data: bytes, rows: list[tuple[int, int]]) -> bytes:
+    index = np.array(rows, "<u8").tobytes()
+    return data + index + crc32c(index).to_bytes(4, "little")
+
+
+def test_writing_chunk_by_chunk_gives_the_whole_shard(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "shard", "images/c.0.0.0", 4)
+    places = [writer.add(number, chunk) for number, chunk in enumerate(CHUNKS)]
+    writer.sync()
+    info = writer.finish()
+    body = (tmp_path / "shard").read_bytes()
+    assert places == [(0, 5), (5, 10), (15, 5)]
+    assert body == whole_shard(4, CHUNKS)
+    assert info == ShardInfo("images/c.0.0.0", len(body), crc32c(body), hashlib.sha256(body).hexdigest())
+    assert ShardInfo.from_json(info.to_json()) == info
+
+
+def test_chunks_may_come_in_any_order(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "shard", "key", 4)
+    for number in (2, 0, 1):
+        writer.add(number, CHUNKS[number])
+    writer.finish()
+    reader = opened((tmp_path / "shard").read_bytes())
+    assert [reader.chunk(number) for number in range(3)] == CHUNKS
+    assert [reader.offset(number) for number in range(3)] == [5, 10, 0]
+
+
+def test_a_writer_takes_no_file_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(b"x")
+    with pytest.raises(FileExistsError):
+        ShardWriter(tmp_path / "shard", "key", 4)
+
+
+def test_a_writer_may_be_closed_twice_and_leaves_the_file(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "shard", "key", 4)
+    writer.add(0, b"abc")
+    writer.close()
+    writer.close()
+    assert (tmp_path / "shard").read_bytes() == b"abc"
+
+
+def test_a_reader_reads_every_chunk() -> None:
+    reader = opened(whole_shard(4, CHUNKS))
+    assert [reader.chunk(number) for number in range(3)] == CHUNKS
+
+
+def test_the_reader_closes_when_nobody_holds_it_also_when_it_was_refused() -> None:
+    closed: list[int] = []
+    opened(whole_shard(4, CHUNKS), closed=closed)
+    assert closed == [1]
+    with pytest.raises(CorruptDataError):
+        opened(whole_shard(4, CHUNKS), num_chunks=4, closed=closed)
+    assert closed == [1, 1]
+
+
+def test_a_chunk_that_should_be_there_and_is_missing_is_named() -> None:
+    with pytest.raises(CorruptDataError, match="the shard index lacks chunk 3"):
+        opened(whole_shard(4, CHUNKS), num_chunks=4)
+    with pytest.raises(CorruptDataError, match="lacks chunk 1"):
+        opened(with_index(b"x" * 9, [(0, 4), (MISSING, MISSING), (4, 5), (MISSING, MISSING)]))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        (0, 10),
+        (9, 1),
+        (5, 5),
+        (2**63, 1),
+        (1, 2**64 - 1),
+        (2**64 - 1, 1),
+        (2**63, 2**63),
+        (2**64 - 2, 2**64 - 2),
+        (0, 0),
+        (3, 0),
+    ],
+)
+def test_an_index_that_points_outside_is_refused(row: tuple[int, int]) -> None:
+    good, unused = (0, 9), (MISSING, MISSING)
+    assert opened(with_index(b"x" * 9, [good, good, good, unused])).chunk(2) == b"x" * 9
+    with pytest.raises(CorruptDataError, match="points outside its 77 bytes"):
+        opened(with_index(b"x" * 9, [good, row, good, unused]))
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 67, 68])
+def test_what_is_too_short_for_an_index_is_refused(size: int) -> None:
+    with pytest.raises(CorruptDataError, match="the shard index"):
+        opened(whole_shard(4, [])[:size])
+
+
+def test_every_changed_byte_of_the_index_is_found() -> None:
+    whole = whole_shard(4, CHUNKS)
+    for place in range(sum(map(len, CHUNKS)), len(whole)):
+        body = bytearray(whole)
+        body[place] ^= 0x10
+        with pytest.raises(CorruptDataError, match="does not hold its crc32c"):
+            opened(bytes(body))
