@@ -1,7 +1,9 @@
 # What people type. `make check` is what CI runs.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PYTHON_NEWEST ?= $(shell command -v python3.13)
+# The first of these that runs (pyenv puts names on the PATH that do not).
+first_that_runs = $(shell for python in $(1); do "$$python" -c '' 2>/dev/null && echo "$$python" && break; done)
+PYTHON ?= $(call first_that_runs,python3.11 $(wildcard $(HOME)/.pyenv/versions/3.11*/bin/python3.11) python3)
+PYTHON_NEWEST ?= $(call first_that_runs,python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python3.13))
 BIN := .venv/bin
 READY := .venv/.ready
 

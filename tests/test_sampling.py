@@ -67,7 +67,6 @@ def test_fractions_that_are_no_shares_are_refused(fractions: dict[str, Any]) -> 
         sampling.split(UIDS, fractions)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: 2**64 - 1 over 2**64 is 1.0 as a float, and no part holds 1.0")
 def test_the_highest_hash_falls_into_the_last_part(monkeypatch: pytest.MonkeyPatch) -> None:
     class Highest:
         def __init__(self, data: bytes) -> None:

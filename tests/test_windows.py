@@ -84,7 +84,6 @@ def test_offsets_that_are_no_whole_numbers_are_refused(value: Any) -> None:
         parse_offsets("states", value)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: TypeError: 'float' object is not iterable", raises=TypeError)
 @pytest.mark.parametrize("value", [0.5, None])
 def test_an_offset_that_is_no_number_at_all_is_refused(value: Any) -> None:
     with pytest.raises(InvalidInputError):

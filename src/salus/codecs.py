@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import zstd
 
-from .errors import CorruptDataError
+from .errors import CorruptDataError, InvalidInputError
 from .layout import ZSTD_LEVEL, ArraySpec
 
 MAX_TEXT_CHUNK_BYTES = 2**28
@@ -35,10 +35,18 @@ def encode_chunk(spec: ArraySpec, steps: np.ndarray) -> bytes:
         spec: The array.
         steps: (n, *stored_step_shape), C-contiguous, n at most `spec.chunk_steps`; a shorter chunk is filled up with
             the fill value, as Zarr chunks are always whole.
+
+    Raises:
+        InvalidInputError: More text than a reader accepts in one chunk.
     """
     missing = spec.chunk_steps - len(steps)
     if spec.is_text:
         raw: Any = _encode_text([*steps.tolist(), *[""] * missing])
+        if len(raw) > MAX_TEXT_CHUNK_BYTES:
+            raise InvalidInputError(
+                f"{spec.name!r}: {len(raw)} bytes of text in {len(steps)} steps, expected at most "
+                f"{MAX_TEXT_CHUNK_BYTES}; use fewer steps per segment"
+            )
     else:
         if missing:
             steps = np.concatenate([steps, np.full((missing, *steps.shape[1:]), spec.fill_value, steps.dtype)])
@@ -70,18 +78,22 @@ def decode_chunk(spec: ArraySpec, encoded: bytes, out: np.ndarray | None = None)
     if spec.is_text:
         if declared is None or declared > MAX_TEXT_CHUNK_BYTES:
             raise CorruptDataError(f"text chunk declares {declared} bytes, expected at most {MAX_TEXT_CHUNK_BYTES}")
-        return _decode_text(bytes(zstd.decompress(packed)), spec.chunk_steps)
+        return _decode_text(bytes(_decompress(packed)), spec.chunk_steps)
     if declared != spec.chunk_bytes:
         raise CorruptDataError(f"chunk declares {declared} bytes, expected {spec.chunk_bytes}")
     if out is None:
         out = np.empty((spec.chunk_steps, *spec.stored_step_shape), spec.numpy_dtype)
-    try:
-        zstd.decompress(packed, out)
-    except RuntimeError as error:
-        raise CorruptDataError(f"zstd cannot decode the chunk: {error}") from error
+    _decompress(packed, out)
     if sys.byteorder == "big":
         out.byteswap(inplace=True)
     return out
+
+
+def _decompress(packed: bytes, out: np.ndarray | None = None) -> Any:
+    try:
+        return zstd.decompress(packed, out)
+    except RuntimeError as error:
+        raise CorruptDataError(f"zstd cannot decode the chunk: {error}") from error
 
 
 def declared_size(packed: bytes) -> int | None:
@@ -107,12 +119,14 @@ def _encode_text(texts: list[str]) -> bytes:
 
 def _decode_text(raw: bytes, count: int) -> np.ndarray:
     texts, place = np.empty(count, object), 4
+    if len(raw) < place:
+        raise CorruptDataError("text chunk ends within its head")
     if int.from_bytes(raw[:4], "little") != count:
         raise CorruptDataError(f"text chunk holds {int.from_bytes(raw[:4], 'little')} texts, expected {count}")
     for row in range(count):
         size = int.from_bytes(raw[place : place + 4], "little")
         data = raw[place + 4 : place + 4 + size]
-        if len(data) != size:
+        if place + 4 + size > len(raw):
             raise CorruptDataError("text chunk ends within a text")
         try:
             texts[row] = data.decode()

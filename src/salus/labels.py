@@ -88,7 +88,7 @@ class Horizons:
             raise InvalidInputError(f"horizons: got unit {self.unit!r}, expected 'steps' or 's'")
         for value in self.values:
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if self.unit == "steps" and (not number or value != int(value) or value < 1):
+            if self.unit == "steps" and (not number or value % 1 or not 1 <= value < 2**31):
                 raise InvalidInputError(f"horizons: got {value}, expected whole steps of at least 1 (or unit='s')")
             if not number or not 0 < value < float("inf"):
                 raise InvalidInputError(f"horizons: got {value}, expected a positive number of seconds")

@@ -80,11 +80,13 @@ def journal_folder(slot: int) -> str:
 
 
 def number_in(name: str, *, suffix: str = "") -> int | None:
-    """The number in a listed object's name, or None where the name is not canonical."""
+    """The number in the listed name of an object, or of a folder, or None where no key builder made the name."""
     digits = name.removesuffix(suffix) if name.endswith(suffix) else ""
     if not re.fullmatch(r"[0-9]{1,18}", digits):
         return None
-    return int(digits)
+    number = int(digits)
+    is_object, is_folder = digits == f"{number:010d}", digits == str(number) and not suffix
+    return number if is_object or is_folder else None
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------

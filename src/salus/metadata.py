@@ -10,14 +10,17 @@ from . import documents
 from .errors import InvalidInputError
 
 MAX_METADATA_BYTES = 2**20
+MAX_METADATA_DEPTH = 32
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy of `metadata`, as it will be read back.
 
     Raises:
-        InvalidInputError: A key is not text, a value has no JSON text (NaN has none), or it is over 1 MiB.
+        InvalidInputError: A key is not text, a value has no JSON text (NaN has none), or it is over 1 MiB or 32 levels.
     """
+    if _depth(metadata, MAX_METADATA_DEPTH) > MAX_METADATA_DEPTH:
+        raise InvalidInputError(f"metadata: nested deeper than {MAX_METADATA_DEPTH} levels")
     for key in metadata:
         if not isinstance(key, str):
             raise InvalidInputError(f"metadata: got a key {key!r} of type {type(key).__name__}, expected text")
@@ -29,3 +32,11 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInputError(f"metadata: {len(text)} bytes of JSON, expected at most {MAX_METADATA_BYTES}")
     copy: dict[str, Any] = json.loads(text)
     return copy
+
+
+def _depth(value: Any, limit: int) -> int:
+    """Levels of nesting, looked at no further than one past the limit."""
+    if limit < 0 or not isinstance(value, Mapping | list | tuple):
+        return 0
+    items = value.values() if isinstance(value, Mapping) else value
+    return 1 + max((_depth(item, limit - 1) for item in items), default=0)

@@ -33,11 +33,13 @@ def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = Fal
     """
     storage = open_local(path)
     if not read_revisions(storage):
-        _check_empty(storage)
         try:
+            _check_empty(storage)
             put_revision(storage, 0, schema)
-        except AlreadyExistsError:  # another process created it in this moment
-            if not exist_ok:
+        except AlreadyExistsError:
+            if not read_revisions(storage):
+                raise
+            if not exist_ok:  # another process created it in this moment
                 raise _exists(storage) from None
     elif not exist_ok:
         raise _exists(storage)
@@ -68,13 +70,13 @@ def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = No
             f'open: a tag never changes, so mode {mode!r} does not go with tag {tag!r}; use mode="r"'
         )
     storage = open_local(path)
-    schemas = read_revisions(storage)
-    if not schemas:
+    if not read_revisions(storage):
         raise _not_a_dataset(storage)
     if mode == "a" and storage.get("zarr.json") is None:
         publish(storage)  # a crash came between creating the dataset and publishing it
     snapshot = load(storage) if tag is None else read_tag(storage, tag)
-    return Dataset(storage, schemas, snapshot, mode, tag)
+    # Read after the log, so that the revision of every record is among them.
+    return Dataset(storage, read_revisions(storage), snapshot, mode, tag)
 
 
 def _exists(storage: Storage) -> AlreadyExistsError:

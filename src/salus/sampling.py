@@ -12,7 +12,7 @@ from .errors import InvalidInputError
 def position(uid: str, seed: int) -> float:
     """Where `uid` falls in [0, 1): the same on every machine, and whatever else the dataset holds."""
     digest = hashlib.sha256(f"{seed}:{uid}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits: what a float in [0, 1) holds
 
 
 def split(

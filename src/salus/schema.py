@@ -6,6 +6,7 @@ an episode is always read by the revision that it was recorded under.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from .labels import Horizons
 FORMAT = 1
 DEFAULT_SEGMENT_STEPS = 256
 TIMESTAMP = "timestamp_ns"
-RESERVED = frozenset({TIMESTAMP, "episode_length", "episode_metadata", "labels", "labels_mask"})
+RESERVED = frozenset({"zarr.json", TIMESTAMP, "episode_length", "episode_metadata", "labels", "labels_mask"})
 DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64")
 COLORS = {"rgb": 3, "bgr": 3, "gray": 1}
 MAX_STEP_BYTES = 2**30
@@ -58,11 +59,10 @@ class Feature:
     kind = "array"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "dtype", _dtype_name(self.dtype))
-        for name in ("names", "range"):
+        for name in ("shape", "names", "range"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+                object.__setattr__(self, name, _as_tuple(getattr(self, name), f"feature: {name}"))
 
     @property
     def step_bytes(self) -> int:
@@ -81,8 +81,12 @@ class Feature:
             yield f"shape: got {self.shape}, {self.step_bytes} bytes a step, expected at most {MAX_STEP_BYTES}"
         if self.names is not None and (len(self.shape) != 1 or len(self.names) != self.shape[0]):
             yield f"names: got {len(self.names)} names, expected one per component of shape {self.shape}"
-        if self.range is not None and (len(self.range) != 2 or not self.range[0] < self.range[1]):
-            yield f"range: got {self.range}, expected (low, high) with low < high"
+        if self.names is not None and not all(isinstance(name, str) for name in self.names):
+            yield f"names: got {self.names}, expected text"
+        if self.range is not None and not _is_range(self.range):
+            yield f"range: got {self.range}, expected finite numbers (low, high) with low < high"
+        if self.unit is not None and not isinstance(self.unit, str):
+            yield f"unit: got {type(self.unit).__name__}, expected text such as 'rad'"
         if self.allow_nan and np.dtype(self.dtype).kind != "f":
             yield f"allow_nan: {self.dtype} has no NaN"
         if self.derived not in (None, "outcome"):
@@ -122,7 +126,7 @@ class Image(Feature):
     kind = "image"
 
     def __post_init__(self) -> None:
-        channels = COLORS.get(self.color, 3)
+        channels = COLORS.get(self.color, 3) if isinstance(self.color, str) else 3
         hwc = (self.height, self.width, channels)
         object.__setattr__(self, "shape", hwc if self.layout == "HWC" else (channels, self.height, self.width))
         super().__post_init__()
@@ -138,7 +142,7 @@ class Image(Feature):
         yield from super().problems()
         if self.layout not in ("CHW", "HWC"):
             yield f"layout: got {self.layout!r}, expected 'CHW' or 'HWC'"
-        if self.color not in COLORS:
+        if not isinstance(self.color, str) or self.color not in COLORS:
             yield f"color: got {self.color!r}, expected one of {', '.join(COLORS)}"
 
     @classmethod
@@ -198,9 +202,9 @@ class Schema:
         if not isinstance(self.features, Mapping):
             raise InvalidInputError(f"schema: features: got {type(self.features).__name__}, expected names to features")
         object.__setattr__(self, "features", dict(self.features))
-        object.__setattr__(self, "failure_kinds", tuple(self.failure_kinds))
+        object.__setattr__(self, "failure_kinds", _as_tuple(self.failure_kinds, "schema: failure_kinds"))
         if not isinstance(self.horizons, Horizons):
-            object.__setattr__(self, "horizons", Horizons(tuple(self.horizons)))
+            object.__setattr__(self, "horizons", Horizons(_as_tuple(self.horizons, "schema: horizons")))
         problems = list(self._problems())
         if problems:
             raise InvalidInputError.listing(problems, subject="schema")
@@ -225,7 +229,11 @@ class Schema:
         for kind in self.failure_kinds:
             if not isinstance(kind, str) or not _KIND.fullmatch(kind) or self.failure_kinds.count(kind) > 1:
                 yield f"failure_kinds: got {kind!r}, expected distinct words"
-        if not isinstance(self.segment_steps, int) or not 1 <= self.segment_steps <= 65536:
+        if (
+            isinstance(self.segment_steps, bool)
+            or not isinstance(self.segment_steps, int)
+            or not 1 <= self.segment_steps <= 65536
+        ):
             yield f"segment_steps: got {self.segment_steps!r}, expected 1 .. 65536"
 
     @property
@@ -361,6 +369,17 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def _as_tuple(value: Any, what: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidInputError(f"{what}: got {type(value).__name__} {value!r}, expected several values, as a tuple")
+    return tuple(value)
+
+
+def _is_range(values: tuple[Any, ...]) -> bool:
+    numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    return len(numbers) == len(values) == 2 and numbers[0] < numbers[1]
 
 
 def _name_problems(name: Any) -> Iterable[str]:

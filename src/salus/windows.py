@@ -68,7 +68,10 @@ def parse_offsets(feature: str, value: int | Iterable[int]) -> tuple[np.ndarray,
         InvalidInputError: Not whole numbers, or none.
     """
     single = isinstance(value, int | np.integer)
-    offsets = np.atleast_1d(np.asarray(value if single else list(value)))  # type: ignore[arg-type]
+    try:
+        offsets = np.atleast_1d(np.asarray(value if single else list(value)))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        offsets = np.empty(0)
     if offsets.ndim != 1 or offsets.size == 0 or not np.issubdtype(offsets.dtype, np.integer):
         raise InvalidInputError(
             f"window of {feature!r}: got {value!r}, expected a whole number or several, such as [-1, 0] or range(16)"

@@ -198,7 +198,6 @@ def test_the_lock_is_held_by_one_at_a_time(storage: Storage) -> None:
     assert most == 1
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a forked child keeps the flock, as its copy of the descriptor stays open")
 def test_a_forked_child_does_not_keep_the_lock(storage: Storage) -> None:
     reading, writing = os.pipe()
     with storage.lock():
@@ -276,7 +275,6 @@ def test_a_link_to_nowhere_is_refused_too(local: LocalStorage) -> None:
     assert not local.path("images/nowhere").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="bug: only the last part of a key is checked for symbolic links")
 def test_a_folder_that_is_a_symbolic_link_is_refused(local: LocalStorage, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -468,7 +466,6 @@ def test_everything_is_synced_in_the_order_that_makes_it_durable(
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: folders above the root that mkdir(parents=True) makes are not synced")
 def test_folders_above_a_new_root_are_synced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced, real = set(), os.fsync
 

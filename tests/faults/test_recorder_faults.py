@@ -99,7 +99,6 @@ def test_a_shard_that_cannot_grow_stops_the_episode_at_the_next_append(
     assert len(salus.open(path)) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a call to the writing thread of a closed recorder waits for ever")
 def test_ending_a_failed_episode_after_the_recorder_was_closed_does_not_hang(
     path: Path, full_disk: Callable[[bool], None]
 ) -> None:
@@ -114,7 +113,6 @@ def test_ending_a_failed_episode_after_the_recorder_was_closed_does_not_hang(
     assert finishes(episode.discard)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: close() stops at the first episode that it cannot discard")
 def test_close_ends_all_threads_even_if_an_episode_cannot_be_discarded(
     path: Path, full_disk: Callable[[bool], None]
 ) -> None:
@@ -133,7 +131,6 @@ def test_close_ends_all_threads_even_if_an_episode_cannot_be_discarded(
     assert left == []
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the step is counted before it is queued, and queueing can be interrupted")
 def test_an_episode_committed_after_ctrl_c_is_complete(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_steps = files.EpisodeFiles.write_steps
 
@@ -155,7 +152,6 @@ def test_an_episode_committed_after_ctrl_c_is_complete(path: Path, monkeypatch: 
     assert read["camera"][:].shape == (entry.num_steps, 3, 2, 3)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: flushing waits for a quiet moment of the whole recorder")
 def test_an_idle_episode_is_flushed_while_another_is_busy(path: Path) -> None:
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
         idle, busy = recorder.start(), recorder.start()
@@ -171,7 +167,6 @@ def test_an_idle_episode_is_flushed_while_another_is_busy(path: Path) -> None:
     assert flushed > started
 
 
-@pytest.mark.xfail(strict=True, reason="bug: metadata may nest as deep as the interpreter, and readers may be deeper")
 def test_metadata_that_was_committed_is_readable_from_a_deep_stack(path: Path) -> None:
     nested: dict[str, Any] = {}
     for _ in range(900):
@@ -188,7 +183,6 @@ def test_metadata_that_was_committed_is_readable_from_a_deep_stack(path: Path) -
     assert deep(200) == ["committed"]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: text of over 256 MiB a segment is committed, and then refused by readers")
 def test_text_that_was_committed_is_readable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("salus.codecs.MAX_TEXT_CHUNK_BYTES", 2000)
     arrays = make_episode(0) | {"say": ["x" * 1000] * 6}
@@ -200,7 +194,6 @@ def test_text_that_was_committed_is_readable(path: Path, monkeypatch: pytest.Mon
     assert salus.open(path)[0]["say"][0] == "x" * 1000
 
 
-@pytest.mark.xfail(strict=True, reason="bug: uint64 stamps are cast without a look at their range")
 def test_stamps_that_int64_cannot_hold_are_refused(path: Path) -> None:
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder, pytest.raises(salus.InvalidInputError):
         recorder.record_episode(make_episode(0), timestamp_ns=np.arange(6, dtype=np.uint64) + 2**63)
@@ -209,7 +202,6 @@ def test_stamps_that_int64_cannot_hold_are_refused(path: Path) -> None:
 # --- races with other processes, played step by step -------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="bug: _check_empty sees what another process has just created")
 def test_creating_while_another_creates_is_fine_with_exist_ok(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from salus import opening
 
@@ -227,7 +219,6 @@ def test_creating_while_another_creates_is_fine_with_exist_ok(path: Path, monkey
         pytest.fail(f"exist_ok, and yet: {error}")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the schema is read before the log, so a newer revision can be missing")
 def test_opening_while_another_adds_a_feature_and_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from salus import opening
 
@@ -274,7 +265,6 @@ class Told(local.LocalStorage):
         super().put(objects)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the log is synced before it is listed, and the amendments never")
 @pytest.mark.parametrize(
     ("folder", "reading"), [("_salus/log/0", "list _salus/log/0"), ("_salus/amendments", "get _salus/amendments/")]
 )
@@ -300,7 +290,6 @@ def damage(file: Path) -> None:
     file.write_bytes(body)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a record under a checkpoint is read again while publishing")
 def test_publishing_goes_on_past_a_corrupt_record_under_a_checkpoint(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +305,6 @@ def test_publishing_goes_on_past_a_corrupt_record_under_a_checkpoint(
     dataset.publish()
 
 
-@pytest.mark.xfail(strict=True, reason="bug: labels in seconds need stamps; damaged ones stop all publishing")
 def test_publishing_goes_on_past_a_damaged_shard(path: Path) -> None:
     import zarr
 
@@ -338,7 +326,6 @@ def test_publishing_goes_on_past_a_damaged_shard(path: Path) -> None:
     assert zarr.open_group(path, mode="r")["episode_length"][:].tolist()[1] == 2
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the shape that a zarr.json declares is taken on trust")
 @pytest.mark.parametrize("shape", [["x", "y", 2], [10**12, 10**9, 2]])
 def test_publishing_mends_a_mangled_shape(path: Path, shape: list[Any]) -> None:
     import json
@@ -355,7 +342,6 @@ def test_publishing_mends_a_mangled_shape(path: Path, shape: list[Any]) -> None:
 # --- a log that others tampered with -----------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="bug: 7.json is taken for slot 7, which is absent, so the log is listed again")
 def test_a_stray_file_in_the_log_does_not_hang_opening(path: Path) -> None:
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
         recorder.record_episode(make_episode(0))
@@ -367,7 +353,6 @@ def test_a_stray_file_in_the_log_does_not_hang_opening(path: Path) -> None:
         stray.unlink()  # lets the thread end
 
 
-@pytest.mark.xfail(strict=True, reason="bug: an amendment does not say its number, so exchanged ones pass")
 def test_exchanged_amendments_are_found(path: Path) -> None:
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
         entry = recorder.record_episode(make_episode(0))

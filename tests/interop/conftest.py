@@ -356,7 +356,7 @@ class Peer:
 
 def run(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; the caller looks at the exit status."""
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300, check=False)  # noqa: S603 - a script of these tests
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300, check=False)
 
 
 def require(there: bool, missing: str) -> None:

@@ -101,7 +101,10 @@ def read_amendments(storage: Storage, first: int) -> list[Amendment]:
         body = storage.get(key)
         if body is None:
             return found
-        found.append(Amendment.from_json(documents.unseal(body, key=key), key=key))
+        document = documents.unseal(body, key=key)
+        if document.get("number") != first + len(found):
+            raise CorruptDataError(f"amendment: it is number {document.get('number')}, exchanged or copied; {key}")
+        found.append(Amendment.from_json(document, key=key))
 
 
 def append_amendment(storage: Storage, amendment: Amendment, *, next_number: int) -> None:
@@ -110,10 +113,10 @@ def append_amendment(storage: Storage, amendment: Amendment, *, next_number: int
     Raises:
         RecordingError: The storage refused.
     """
-    body = documents.seal(replace(amendment, time_ns=time.time_ns()).to_json())
+    content = replace(amendment, time_ns=time.time_ns()).to_json()
     while True:
         try:
-            storage.put_new(amendment_key(next_number), body)
+            storage.put_new(amendment_key(next_number), documents.seal({"number": next_number, **content}))
         except AlreadyExistsError:
             next_number += 1
         else:

@@ -31,6 +31,7 @@ from ..layout import (
 from ..schema import TIMESTAMP, Schema
 from ..shards import ShardReader, whole_shard
 from ..storage import Storage
+from .records import Record
 from .revisions import read_revisions
 from .snapshot import Entry, Snapshot, load, log_folders, read_record
 
@@ -53,15 +54,15 @@ def publish(storage: Storage, *, known: Snapshot | None = None, whole: bool = Fa
         RecordingError: The storage refused. What was published before is still there.
     """
     with storage.lock():
-        # What is published must be durable first: a listing may show a record whose directory entry is not.
-        for folder in log_folders(storage):
-            storage.sync(f"{PRIVATE}/log/{folder}")
-        schemas = read_revisions(storage)
         snapshot = load(storage, known)
+        schemas = read_revisions(storage)
+        # What was just read may be visible before it is durable; what is built from it must not outlive it.
+        for folder in ("schema", "amendments", *(f"log/{number}" for number in log_folders(storage))):
+            storage.sync(f"{PRIVATE}/{folder}")
         root = None if whole else _read_json(storage, _ROOT)
         mark = _mark(root)
         rows = _changed_rows(snapshot, mark)
-        writer = _RowWriter(storage, schemas, snapshot)
+        writer = _RowWriter(storage, schemas, snapshot, rows)
         writer.put_derived(rows)
         writer.put_index(rows, whole=mark is None)
         _put_metadata(storage, schemas, snapshot, root)
@@ -91,11 +92,26 @@ def _changed_rows(snapshot: Snapshot, mark: dict[str, Any] | None) -> list[int]:
 class _RowWriter:
     """Writes the rows of index arrays and derived features."""
 
-    def __init__(self, storage: Storage, schemas: list[Schema], snapshot: Snapshot) -> None:
+    def __init__(self, storage: Storage, schemas: list[Schema], snapshot: Snapshot, rows: list[int]) -> None:
         self._storage = storage
         self._schemas = schemas
         self._snapshot = snapshot
         self._visible = {entry.slot: entry for entry in snapshot.entries if entry.status != "corrupt"}
+        self._records: dict[int, Record] = {}
+        for slot in rows:
+            if slot in self._visible:
+                self._look_at(slot)
+
+    def _look_at(self, slot: int) -> None:
+        """Read the record again: where it holds no longer, though a checkpoint knows it, plain readers get no row."""
+        try:
+            record = read_record(self._storage, slot)
+        except CorruptDataError:
+            record = None
+        if record is None:
+            del self._visible[slot]
+        else:
+            self._records[slot] = record
 
     def put_index(self, rows: list[int], *, whole: bool) -> None:
         """`episode_metadata` before `episode_length`: a row exists once its length does."""
@@ -126,8 +142,12 @@ class _RowWriter:
         return entry.num_steps if name == LENGTH else self._metadata_text(entry)
 
     def _metadata_text(self, entry: Entry) -> str:
-        record = read_record(self._storage, entry.slot)
-        metadata = record.metadata if record is not None else {}
+        if entry.slot not in self._records:  # its chunk was lost, and is built again
+            self._look_at(entry.slot)
+        record = self._records.get(entry.slot)
+        if record is None:
+            return ""
+        metadata = record.metadata
         overlay = self._snapshot.overlays.get(entry.uid)
         content = {
             "uid": entry.uid,
@@ -146,16 +166,14 @@ class _RowWriter:
             if entry is None:
                 continue
             schema = self._schemas[entry.schema_revision]
-            objects: dict[str, bytes] = {}
-            for name, feature in schema.features.items():
-                if feature.derived:
-                    spec = array_specs(schema)[name]
-                    objects |= {
-                        key: body
-                        for key, body in _derived_shards(spec, entry, self._labels(entry, schema)).items()
-                        if self._storage.get(key) != body
-                    }
-            self._storage.put(objects)
+            derived = [spec for spec in array_specs(schema).values() if spec.derived]
+            try:
+                labels = self._labels(entry, schema) if derived else None
+            except CorruptDataError:
+                continue  # its stamps do not hold: readers of the episode are told, and plain readers see NaN
+            for spec in derived:
+                shards = _derived_shards(spec, entry, labels)
+                self._storage.put({key: body for key, body in shards.items() if self._storage.get(key) != body})
 
     def _labels(self, entry: Entry, schema: Schema) -> np.ndarray:
         horizons, stamps = schema.label_horizons, None
@@ -167,8 +185,8 @@ class _RowWriter:
         return np.where(mask, labels, np.nan)
 
 
-def _derived_shards(spec: ArraySpec, entry: Entry, values: np.ndarray) -> dict[str, bytes]:
-    values, shards = values.astype(spec.numpy_dtype), {}
+def _derived_shards(spec: ArraySpec, entry: Entry, labels: np.ndarray | None) -> dict[str, bytes]:
+    values, shards = np.asarray(labels, spec.numpy_dtype), {}
     for segment in range(spec.segments(entry.num_steps)):
         part = values[segment * spec.segment_steps : (segment + 1) * spec.segment_steps]
         chunks = [
@@ -191,13 +209,9 @@ def _read_stamps(storage: Storage, spec: ArraySpec, entry: Entry) -> np.ndarray:
 
 
 def _put_metadata(storage: Storage, schemas: list[Schema], snapshot: Snapshot, root: dict[str, Any] | None) -> None:
-    slots, steps = snapshot.num_slots, max((entry.num_steps for entry in snapshot.entries), default=0)
-    arrays = {}
-    for name, spec in array_specs(schemas[-1]).items():
-        old = _read_json(storage, f"{name}/zarr.json") or {}
-        shape = old.get("shape") if isinstance(old.get("shape"), list) else None
-        published = (shape[0], shape[1]) if shape and len(shape) >= 2 else (0, 0)
-        arrays[name] = array_metadata(spec, max(slots, published[0]), max(steps, published[1]))  # never shrinks
+    # Deleted episodes count, so that the shape never shrinks.
+    slots, steps = snapshot.num_slots, max((entry.num_steps for entry in snapshot.decided.values()), default=0)
+    arrays = {name: array_metadata(spec, slots, steps) for name, spec in array_specs(schemas[-1]).items()}
     for name in (METADATA, LENGTH):
         arrays[name] = index_metadata(name, slots)
     for name, document in arrays.items():  # episode_length is the last of them

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from ..errors import RecordingError
 from .files import FLUSH_INTERVAL_S
 
 Job = Callable[[], None]
@@ -18,7 +19,7 @@ class Background:
     """Runs jobs one after the other on one thread, and encodes on a few others.
 
     Args:
-        budget_bytes: Bytes of images that may wait; `submit` blocks while there are more.
+        budget_bytes: Bytes of images that may wait; see `wait_for_room`.
         threads: Encoding threads.
         tick: Called about four times a second, on the writing thread.
 
@@ -29,6 +30,7 @@ class Background:
         self._queue: queue.SimpleQueue[tuple[Job, int] | None] = queue.SimpleQueue()
         self._budget = budget_bytes
         self._waiting = 0
+        self._closed = False
         self._room = threading.Condition()
         self._tick = tick
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="salus-encode")
@@ -39,13 +41,23 @@ class Background:
         """Run `function` on an encoding thread."""
         return self._pool.submit(function, *arguments)
 
-    def submit(self, job: Job, cost_bytes: int = 0) -> None:
-        """Queue a job that must not raise; waits while too many bytes wait."""
+    def wait_for_room(self, cost_bytes: int) -> None:
+        """Wait while more than the budget waits. An interrupt (Ctrl-C) here changes nothing."""
         with self._room:
             while self._waiting and self._waiting + cost_bytes > self._budget:
                 self._room.wait()
+
+    def submit(self, job: Job, cost_bytes: int = 0) -> None:
+        """Queue a job that must not raise.
+
+        Raises:
+            RecordingError: The thread was stopped: the recorder is closed.
+        """
+        with self._room:
+            if self._closed:
+                raise RecordingError("the recorder is closed")
             self._waiting += cost_bytes
-        self._queue.put((job, cost_bytes))
+            self._queue.put((job, cost_bytes))
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run `function` in its turn, and return or raise what it does."""
@@ -62,7 +74,9 @@ class Background:
 
     def close(self) -> None:
         """Finish all jobs and stop."""
-        self._queue.put(None)
+        with self._room:
+            self._closed = True
+            self._queue.put(None)
         self._thread.join()
         self._pool.shutdown()
 

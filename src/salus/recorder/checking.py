@@ -13,6 +13,8 @@ from ..schema import TIMESTAMP, Feature, Image, Schema, Text, flatten
 
 Stored = dict[str, np.ndarray]
 
+MAX_TEXT_BYTES = 10**6
+
 
 class StepChecker:
     """Turns what a caller hands over into arrays as they are stored, or into one error that lists every problem.
@@ -125,6 +127,8 @@ def check_stamps(stamps: Any, num_steps: int) -> np.ndarray:
         raise InvalidInputError(f"{TIMESTAMP}: got {array.dtype} {array.shape}, expected int64 ({num_steps},)")
     if len(array) != num_steps:
         raise InvalidInputError(f"{TIMESTAMP}: got {len(array)} stamps for {num_steps} steps")
+    if array.dtype == np.uint64 and (array >= 2**63).any():
+        raise InvalidInputError(f"{TIMESTAMP}: got {array.max()}, expected numbers that int64 holds")
     array = array.astype(np.int64)
     backwards = np.flatnonzero(np.diff(array) <= 0)
     if len(backwards):
@@ -156,9 +160,11 @@ def _checked_text(value: Any, whole: bool) -> np.ndarray:
         if not isinstance(text, str):
             raise InvalidInputError(f"got {type(text).__name__}, expected text")
         try:
-            text.encode()
+            size = len(text.encode())
         except UnicodeEncodeError as error:
             raise InvalidInputError(f"got text that has no UTF-8 form: {error.reason}") from error
+        if size > MAX_TEXT_BYTES:
+            raise InvalidInputError(f"got a text of {size} bytes, expected at most {MAX_TEXT_BYTES}")
     array = np.empty(len(texts), object)
     array[:] = texts
     return array

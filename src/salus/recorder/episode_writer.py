@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal
 
@@ -107,58 +106,64 @@ class EpisodeWriter:
         with self._lock:
             self._check_recording("append")
             stored = self._checker.step(step if step is not None else {}, more)
-            stored[TIMESTAMP] = np.array([self._stamp(timestamp_ns)], np.int64)
-            self._add(stored)
+            stamp, source = self._stamp(timestamp_ns)
+            stored[TIMESTAMP] = np.array([stamp], np.int64)
+            self._add(stored, source)
 
-    def _stamp(self, given: int | None) -> int:
+    def _stamp(self, given: int | None) -> tuple[int, str]:
         source = "monotonic" if given is None else "caller"
         if self._timestamp_source not in (None, source):
             expected = "one, as for the steps before" if given is None else "none, as for the steps before"
             raise InvalidInputError(f"{TIMESTAMP}: got {'none' if given is None else given}, expected {expected}")
-        if given is None:
-            stamp = time.monotonic_ns() + self._clock_offset
-            stamp = stamp if self._last_stamp is None else max(stamp, self._last_stamp + 1)
-        else:
-            stamp = check_stamp(given, self._last_stamp)
-        self._timestamp_source, self._last_stamp = source, stamp
-        return stamp
+        if given is not None:
+            return check_stamp(given, self._last_stamp), source
+        stamp = time.monotonic_ns() + self._clock_offset
+        return (stamp if self._last_stamp is None else max(stamp, self._last_stamp + 1)), source
 
     def add_whole(self, stored: Stored, num_steps: int, *, timestamp_source: str) -> None:
         """Add all steps at once, checked already. Used by `Recorder.record_episode`."""
         with self._lock:
-            self._timestamp_source = timestamp_source
             size, first = self._schema.segment_steps, 0
             while first < num_steps:
                 stop = min(first + _BATCH_STEPS, (first // size + 1) * size, num_steps)
-                self._add({name: values[first:stop] for name, values in stored.items()})
+                self._add({name: values[first:stop] for name, values in stored.items()}, timestamp_source)
                 first = stop
 
-    def _add(self, stored: Stored) -> None:
+    def _add(self, stored: Stored, timestamp_source: str) -> None:
         """Queue consecutive steps that lie in one segment."""
+        images = {name: stored[name] for name, spec in self._specs.items() if spec.chunk_steps == 1}
+        cost = sum(values.nbytes for values in images.values())
+        self._background.wait_for_room(cost)
+        try:
+            self._queue(stored, images, cost)
+            self._num_steps += len(stored[TIMESTAMP])
+            self._timestamp_source, self._last_stamp = timestamp_source, int(stored[TIMESTAMP][-1])
+            if self._num_steps % self._schema.segment_steps == 0:
+                self._finish_segment()
+        except BaseException as error:
+            # Ctrl-C came between queueing the steps and counting them: what the episode holds is no longer known.
+            self._error = RecordingError(f"episode {self.uid}: interrupted inside append by {type(error).__name__}")
+            raise
+
+    def _queue(self, stored: Stored, images: Stored, cost: int) -> None:
         count, first = len(stored[TIMESTAMP]), self._num_steps
         start = first % self._schema.segment_steps
         rows: dict[str, np.ndarray] = {}
-        encoding: dict[str, list[Future[bytes]]] = {}
-        cost = 0
-        for name, spec in self._specs.items():
-            values = stored[name]
-            if spec.chunk_steps == 1:
-                cost += values.nbytes
-                encoding[name] = [
-                    self._background.encode(encode_chunk, spec, values[row : row + 1]) for row in range(count)
-                ]
-            else:
-                self._segment[name][start : start + count] = values
-                rows[name] = self._segment[name][start : start + count]
-        self._num_steps += count
+        for name, values in self._segment.items():
+            values[start : start + count] = stored[name]
+            rows[name] = values[start : start + count]
+        encoding = {
+            name: [
+                self._background.encode(encode_chunk, self._specs[name], values[row : row + 1]) for row in range(count)
+            ]
+            for name, values in images.items()
+        }
 
         def write() -> None:
-            images = {name: [chunk.result() for chunk in chunks] for name, chunks in encoding.items()}
-            self._files.write_steps(first, rows, images)
+            encoded = {name: [chunk.result() for chunk in chunks] for name, chunks in encoding.items()}
+            self._files.write_steps(first, rows, encoded)
 
         self._submit(write, cost)
-        if self._num_steps % self._schema.segment_steps == 0:
-            self._finish_segment()
 
     def _finish_segment(self) -> None:
         count = (self._num_steps - 1) % self._schema.segment_steps + 1

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..codecs import encode_chunk
-from ..errors import AlreadyExistsError, EpisodeFencedError, RecordingError
+from ..errors import AlreadyExistsError, EpisodeFencedError, RecordingError, SalusError
 from ..layout import ArraySpec, journal_folder, record_key
 from ..log.records import Record
 from ..log.snapshot import Entry
@@ -189,6 +189,8 @@ def as_recording_error(error: BaseException, uid: str) -> RecordingError:
     """What went wrong on the writing thread, as the caller of `append` or `commit` gets it."""
     if isinstance(error, RecordingError):
         return type(error)(f"episode {uid}: {error}")
+    if isinstance(error, SalusError):
+        return RecordingError(f"episode {uid}: {error}")
     what = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
     where = f"; {error.filename}" if isinstance(error, OSError) and error.filename else ""
     return RecordingError(f"episode {uid}: writing failed: {what}{where}")

@@ -61,6 +61,7 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._durable: set[Path] = set()
+        self._plain: set[Path] = set()
 
     @property
     def url(self) -> str:
@@ -129,9 +130,27 @@ class LocalStorage:
             return
         if folder != self.root:
             self.make_folder(folder.parent)
-        folder.mkdir(parents=folder == self.root, exist_ok=True)
+            self._check_folder(folder)
+        elif not folder.parent.is_dir():
+            self._make_above(folder.parent)
+        folder.mkdir(exist_ok=True)
         _sync_directory(folder.parent)
         self._durable.add(folder)
+
+    def _make_above(self, folder: Path) -> None:
+        if not folder.parent.is_dir():
+            self._make_above(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_directory(folder.parent)
+
+    def _check_folder(self, folder: Path) -> None:
+        """Raise CorruptDataError where a folder on the way from the root is a symbolic link, which may lead outside."""
+        while folder != self.root and folder not in self._plain:
+            if folder.is_symlink():
+                raise CorruptDataError(f"a symbolic link, expected a plain folder; {folder}")
+            if folder.is_dir():
+                self._plain.add(folder)
+            folder = folder.parent
 
     def sync(self, folder: str) -> None:
         if self.path(folder).is_dir():
@@ -161,18 +180,21 @@ class LocalStorage:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> bytes | None:
+        self._check_folder(self.path(key).parent)
         try:
             return _read_file(self.path(key), key)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def list(self, folder: str) -> Found:
+        self._check_folder(self.path(folder))
         try:
             return [name for name in os.listdir(self.path(folder)) if not name.startswith(".")]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def open_shard(self, key: str) -> tuple[Callable[[int, int], bytes], int, Callable[[], None]] | None:
+        self._check_folder(self.path(key).parent)
         try:
             descriptor, size = _open_file(self.path(key), key)
         except (FileNotFoundError, NotADirectoryError):
