@@ -48,7 +48,7 @@ layers: $(READY)
 	$(BIN)/lint-imports
 
 docs: $(READY)  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)  ## the measurements that README and docs quote
 	$(BIN)/python benchmarks/storage_size.py

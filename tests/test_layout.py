@@ -156,6 +156,7 @@ def test_the_codecs_are_those_of_the_format() -> None:
     assert sharding["name"] == "sharding_indexed"
     assert sharding["configuration"]["index_location"] == "end"
     assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == ["transpose", "bytes", "zstd", "crc32c"]
+    assert sharding["configuration"]["codecs"][2]["configuration"]["level"] == 1
     assert [codec["name"] for codec in sharding["configuration"]["index_codecs"]] == ["bytes", "crc32c"]
     assert sharding["configuration"]["chunk_shape"] == [1, 1, 3, 4, 6]
     assert document["chunk_grid"]["configuration"]["chunk_shape"] == [1, 8, 3, 4, 6]

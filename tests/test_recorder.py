@@ -358,3 +358,49 @@ def test_a_forked_child_may_not_record(recorder: salus.Recorder) -> None:
     assert ours.poll(20)
     assert "another process" in ours.recv()
     process.join()
+
+
+def test_nan_in_a_scalar_feature_is_refused(path: Path) -> None:
+    schema = salus.Schema({"force": salus.Feature()}, rate_hz=10)
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        episode = recorder.start()
+        with pytest.raises(InvalidInputError, match="'force': got nan, expected finite values"):
+            episode.append(force=float("nan"))
+        episode.discard()
+
+
+def test_whole_episodes_with_missing_values(path: Path) -> None:
+    schema = salus.Schema({"q": salus.Feature((2,)), "depth": salus.Feature((1,), nullable=True)}, rate_hz=10)
+    valid = np.array([True, False, True])
+    arrays = {"q": np.zeros((3, 2)), "depth": np.ones((3, 1)), "depth.valid": valid}
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        recorder.record_episode(arrays, task="scan")
+        with pytest.raises(InvalidInputError, match=r"'depth.valid' is int64 \(2,\), expected bool \(3,\)"):
+            recorder.record_episode({**arrays, "depth.valid": [1, 0]})
+        with pytest.raises(InvalidInputError, match="'q.valid': not a feature"):
+            recorder.record_episode({**arrays, "q.valid": valid})
+    read = salus.open(path)[0]
+    assert read["depth.valid"][:].tolist() == valid.tolist()
+    assert read.metadata == {"task": "scan"}
+
+
+def test_a_failure_at_an_unknown_step_is_the_same_everywhere(path: Path, recorder: salus.Recorder) -> None:
+    episode = recorder.start()
+    episode.append(good_step())
+    episode.commit(outcome="failure")
+    recorder.record_episode(make_arrays(1), outcome="failure")
+    assert [read.outcome for read in salus.open(path)] == [salus.Outcome("failure")] * 2
+
+
+def test_arguments_of_the_wrong_kind_are_named(path: Path, schema: salus.Schema, recorder: salus.Recorder) -> None:
+    with pytest.raises(InvalidInputError, match="metadata: got str 'pick up', expected a mapping or keywords"):
+        recorder.episode("pick up")  # type: ignore[arg-type]  # the error is the subject
+    with pytest.raises(InvalidInputError, match="record_episode: got list, expected a mapping"):
+        recorder.record_episode([1, 2])  # type: ignore[arg-type]  # the error is the subject
+    with pytest.raises(InvalidInputError, match=r"create: got dict as schema, expected a salus\.Schema"):
+        salus.create(path / "other", {})  # type: ignore[arg-type]  # the error is the subject
+    dataset = salus.open(path)
+    with pytest.raises(InvalidInputError, match=r"fractions: got \[0\.8, 0\.2\], expected shares by name"):
+        dataset.split([0.8, 0.2])  # type: ignore[arg-type]  # the error is the subject
+    with pytest.raises(InvalidInputError, match=r"gather 'states': expected pairs"):
+        dataset.gather({"states": [(0, 0, 0)]})

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import sampling
 from .episode import Episode
-from .errors import InvalidInputError, NotFoundError, did_you_mean
+from .errors import InvalidInputError, NotFoundError, SalusError, did_you_mean
 from .gather import Reader
 from .labels import Outcome, Result
 from .layout import ArraySpec, array_specs, tag_key
@@ -225,13 +225,14 @@ class DatasetView(Sequence[Episode]):
         """
         shape = shape if shape is not None else rows.shape
         if name in LABELS:
-            values = self._gather_computed(rows, steps, lambda episode: getattr(episode, name))
-            if len(rows) == 0:
-                values = np.empty((0, *self.schema.label_shape), bool if name == "labels_mask" else np.float32)
+            self.check_feature(name)
+            empty = np.empty((0, *self.schema.label_shape), bool if name == "labels_mask" else np.float32)
+            values = self._by_episode(rows, steps, lambda episode, steps: episode.labels_at(name, steps), empty)
         else:
             spec = self._spec(name, rows)
-            if spec.derived and len(rows):
-                values = self._gather_computed(rows, steps, lambda episode: episode[name][:])
+            if spec.derived:
+                empty = np.empty((0, *spec.step_shape), spec.numpy_dtype)
+                values = self._by_episode(rows, steps, lambda episode, steps: episode.read_steps(spec, steps), empty)
             else:
                 values = self._reader.read(spec, self._entries, rows, steps)
         return values.reshape(*shape, *values.shape[1:])
@@ -242,7 +243,9 @@ class DatasetView(Sequence[Episode]):
                 pairs = np.array(
                     [(self._row(episode), step) for episode, step in pairs], dtype=np.int64 if not len(pairs) else None
                 )
-            except TypeError as error:
+            except (TypeError, ValueError) as error:
+                if isinstance(error, SalusError):
+                    raise
                 raise InvalidInputError(f"gather {name!r}: expected pairs of (episode, step): {error}") from error
             pairs = pairs.reshape(-1, 2)
         if pairs.ndim < 2 or pairs.shape[-1] != 2 or pairs.dtype.kind not in "iu":
@@ -256,9 +259,11 @@ class DatasetView(Sequence[Episode]):
         return pairs.shape[:-1], np.where(rows < 0, rows + len(self), rows), steps
 
     def check_feature(self, name: str) -> None:
-        """Raise NotFoundError unless every episode of this view has the feature `name` (or it is `"labels"` …)."""
+        """Raise NotFoundError unless every episode of this view has the feature `name`; labels need horizons."""
         if name not in LABELS:
             self._spec(name, np.arange(len(self)))
+        elif not len(self.schema.label_horizons):
+            raise InvalidInputError(f"{name!r}: the schema declares no label horizons; {self.url}")
 
     def _spec(self, name: str, rows: np.ndarray) -> ArraySpec:
         revisions = {self._entries[row].schema_revision for row in np.unique(rows)} or {len(self._schemas) - 1}
@@ -281,18 +286,16 @@ class DatasetView(Sequence[Episode]):
     def _lengths(self) -> np.ndarray:
         return np.array([entry.num_steps for entry in self._entries], dtype=np.int64)
 
-    def _gather_computed(
-        self, rows: np.ndarray, steps: np.ndarray, values_of: Callable[[Episode], np.ndarray]
+    def _by_episode(
+        self, rows: np.ndarray, steps: np.ndarray, read: Callable[[Episode, np.ndarray], np.ndarray], empty: np.ndarray
     ) -> np.ndarray:
-        parts: list[np.ndarray | None] = [None] * len(rows)
+        """`read(episode, steps)` for each episode, put back into the order asked for."""
+        values = np.empty((len(rows), *empty.shape[1:]), empty.dtype)
         order = np.argsort(rows, kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
-            if not len(group):
-                continue
-            values = values_of(self._episode(self._entries[rows[group[0]]]))
-            for place in group.tolist():
-                parts[place] = values[steps[place]]
-        return np.array(parts)
+            if len(group):
+                values[group] = read(self._episode(self._entries[rows[group[0]]]), steps[group])
+        return values
 
     def __repr__(self) -> str:
         features = ", ".join(
@@ -321,6 +324,11 @@ class Dataset(DatasetView):
     def storage(self) -> Storage:
         """Where its bytes are."""
         return self._reader.storage
+
+    @property
+    def decided_slots(self) -> set[int]:
+        """The slots that have a record, aborted ones included."""
+        return set(self._snapshot.decided)
 
     def refresh(self) -> Dataset:
         """See what was committed and amended since; returns itself.
@@ -362,7 +370,7 @@ class Dataset(DatasetView):
             CorruptDataError: The record of one does not hold: what it is, and so whether to delete it, is not known.
             RecordingError: The storage refused.
         """
-        self._amend(Amendment(self._uids(episodes), "delete", author=author))
+        self._amend("delete", Amendment(self._uids(episodes), "delete", author=author))
 
     def undelete(self, uids: str | Iterable[str], *, author: str = "") -> None:
         """Bring deleted episodes back, by uid.
@@ -376,7 +384,7 @@ class Dataset(DatasetView):
         for uid in wanted:
             if uid not in known:
                 raise NotFoundError(f"undelete: no episode with uid {uid!r}; {self.url}")
-        self._amend(Amendment(wanted, "undelete", author=author))
+        self._amend("undelete", Amendment(wanted, "undelete", author=author))
 
     def set_outcome(self, episode: int | str, outcome: Outcome | Result | None, *, author: str = "") -> None:
         """Correct how an episode ended; labels follow from it everywhere.
@@ -388,7 +396,7 @@ class Dataset(DatasetView):
         entry = self._entries[self._row(episode)]
         new = Outcome.of(outcome)
         new.check(num_steps=entry.num_steps, kinds=self._schemas[entry.schema_revision].failure_kinds)
-        self._amend(Amendment((entry.uid,), "outcome", new.to_json(), author))
+        self._amend("set_outcome", Amendment((entry.uid,), "outcome", new.to_json(), author))
 
     def update_metadata(self, episode: int | str, changes: Mapping[str, Any], *, author: str = "") -> None:
         """Set metadata keys of an episode; None removes one.
@@ -397,14 +405,15 @@ class Dataset(DatasetView):
             InvalidInputError: A value has no JSON text.
             NotFoundError, IndexError, CorruptDataError, RecordingError: As `delete`.
         """
-        self._amend(Amendment((self._entries[self._row(episode)].uid,), "metadata", check_metadata(changes), author))
+        uid = self._entries[self._row(episode)].uid
+        self._amend("update_metadata", Amendment((uid,), "metadata", check_metadata(changes), author))
 
     def _uids(self, episodes: int | str | Iterable[int | str]) -> tuple[str, ...]:
         keys = [episodes] if isinstance(episodes, int | str | np.integer) else list(episodes)
         return tuple(self._entries[self._row(key)].uid for key in keys)
 
-    def _amend(self, amendment: Amendment) -> None:
-        self.check_writable(amendment.change)
+    def _amend(self, what: str, amendment: Amendment) -> None:
+        self.check_writable(what)
         slots = [entry.slot for entry in self._snapshot.decided.values() if entry.uid in amendment.uids]
         for slot in slots:
             read_record(self.storage, slot)  # a record that does not hold cannot be amended: this raises

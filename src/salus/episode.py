@@ -123,8 +123,11 @@ class Episode:
         stamps = self[TIMESTAMP][[0, -1]]
         return float(stamps[1] - stamps[0]) / 1e9
 
-    @cached_property
+    @property
     def _labels(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._reader.labels(self._entry, self._compute_labels)
+
+    def _compute_labels(self) -> tuple[np.ndarray, np.ndarray]:
         horizons = self.schema.label_horizons
         stamps = self.timestamp_ns if horizons.unit == "s" else None
         return horizon_labels(self.num_steps, self.outcome, horizons, self.schema.failure_kinds, timestamp_ns=stamps)
@@ -132,12 +135,17 @@ class Episode:
     @property
     def labels(self) -> np.ndarray:
         """float32 (T, H, K), 0 or 1: whether failure kind k comes within horizon h, from the outcome in force."""
-        return self._labels[0]
+        return self._labels[0].copy()
 
     @property
     def labels_mask(self) -> np.ndarray:
         """bool (T, H, K): True where the label is known."""
-        return self._labels[1]
+        return self._labels[1].copy()
+
+    def labels_at(self, name: str, steps: np.ndarray) -> np.ndarray:
+        """`labels` or `labels_mask` at the given steps, int64 (n,)."""
+        values: np.ndarray = self._labels[0 if name == "labels" else 1][steps]
+        return values
 
     def read_steps(self, spec: ArraySpec, steps: np.ndarray) -> np.ndarray:
         """The given steps (int64 (n,), within the episode) of one array: (n, *step_shape)."""

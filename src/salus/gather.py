@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -27,9 +27,11 @@ from .storage import Storage
 
 MAX_THREADS = 8
 CHUNK_CACHE_BYTES = 64 * 2**20
+LABEL_CACHE_BYTES = 32 * 2**20
 PARALLEL_FROM_CHUNKS = 8
 
 Value = TypeVar("Value")
+Labels: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 class Reader:
@@ -68,6 +70,10 @@ class Reader:
         else:
             self._read_grouped(state, spec, entries, rows[order], steps[order], order, out)
         return spec.as_seen(out)
+
+    def labels(self, entry: Entry, compute: Callable[[], Labels]) -> Labels:
+        """The labels and mask of an episode, kept for a while; not to be changed."""
+        return self._fresh_state().labels.get((entry.uid, entry.outcome), compute)
 
     def _read_single(
         self,
@@ -176,6 +182,7 @@ class _State:
         self.shards: _Cache[ShardReader] = _Cache(max(16, min(512, descriptors // 4)), lambda _: 1)
         self.chunks: _Cache[np.ndarray] = _Cache(CHUNK_CACHE_BYTES, lambda array: array.nbytes)
         self.sizes: _Cache[dict[str, int]] = _Cache(4096, lambda _: 1)
+        self.labels: _Cache[Labels] = _Cache(LABEL_CACHE_BYTES, lambda pair: pair[0].nbytes + pair[1].nbytes)
         self._threads = min(MAX_THREADS, os.cpu_count() or 1)
         self._pool: ThreadPoolExecutor | None = None
 

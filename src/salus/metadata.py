@@ -19,6 +19,8 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInputError: A key is not text, a value has no JSON text (NaN has none), or it is over 1 MiB or 32 levels.
     """
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(f"metadata: got {type(metadata).__name__} {metadata!r}, expected a mapping")
     if _depth(metadata, MAX_METADATA_DEPTH) > MAX_METADATA_DEPTH:
         raise InvalidInputError(f"metadata: nested deeper than {MAX_METADATA_DEPTH} levels")
     for key in metadata:

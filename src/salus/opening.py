@@ -31,6 +31,8 @@ def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = Fal
         InvalidInputError: `exist_ok`, and the schemas differ. Lists the differences.
         RecordingError: The storage refused.
     """
+    if not isinstance(schema, Schema):
+        raise InvalidInputError(f"create: got {type(schema).__name__} as schema, expected a salus.Schema")
     storage = open_local(path)
     if not read_revisions(storage):
         try:

@@ -30,6 +30,10 @@ def split(
     Raises:
         InvalidInputError: The fractions are not positive or do not add up to 1.
     """
+    if not isinstance(fractions, Mapping):
+        raise InvalidInputError(
+            f"fractions: got {fractions!r}, expected shares by name, such as {{'train': 0.9, 'val': 0.1}}"
+        )
     values = list(fractions.values())
     if any(not isinstance(value, int | float) or not 0 <= value <= 1 for value in values) or not values:
         raise InvalidInputError(f"fractions: got {dict(fractions)}, expected numbers from 0 to 1 by name")

@@ -110,7 +110,8 @@ class Image(Feature):
     """A camera image per step: uint8, 0–255, stored losslessly (zstd), one compressed chunk per image.
 
     Attributes:
-        height, width: Pixels.
+        height: Pixels from top to bottom.
+        width: Pixels from left to right.
         layout: `"CHW"` gives (C, height, width), `"HWC"` gives (height, width, C). The layout is how readers see it;
             on disk images are channels-last, which compresses better and decodes faster. Recording accepts either.
         color: `"rgb"`, `"bgr"` or `"gray"`: what the stored channels mean.

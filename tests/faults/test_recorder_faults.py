@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 
 import salus
+from salus import layout
 from salus.errors import AlreadyExistsError, CorruptDataError, RecordingError
 from salus.log import snapshot as snapshots
 from salus.recorder import files
+from salus.recorder.background import Background
 from salus.storage import local
 
 from .scenario import SCHEMA, make_episode
@@ -365,3 +368,73 @@ def test_exchanged_amendments_are_found(path: Path) -> None:
     first.write_bytes(bodies[1])
     with pytest.raises(CorruptDataError):
         salus.open(path)
+
+
+def test_a_record_with_an_enormous_slot_costs_an_error_and_not_the_memory(path: Path) -> None:
+    slot = 10**9  # 10**17 would be accepted as well, and never end
+    salus.create(path, SCHEMA)
+    record = path / layout.record_key(slot)
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    tracemalloc.start()
+    try:
+        finished = finishes(lambda: salus.open(path).refresh(), seconds=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        record.unlink()
+    assert finished
+    assert peak < 64 * 2**20
+
+
+# --- further findings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_committing_again_after_ctrl_c_inside_commit_keeps_every_value(
+    path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    schema = salus.Schema({"q": salus.Feature((1,))}, rate_hz=10, segment_steps=4)
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        episode = recorder.start()
+        for number in range(3):
+            episode.append(q=[number + 1], timestamp_ns=number)
+        with monkeypatch.context() as patch:
+            submit = Background.submit
+
+            def interrupted(*arguments: Any) -> None:
+                if when == "after":
+                    submit(*arguments)
+                raise KeyboardInterrupt
+
+            patch.setattr(Background, "submit", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                episode.commit()
+        try:
+            episode.commit()
+        except RecordingError:
+            return
+    read = salus.open(path)[0]
+    assert read["q"][:, 0].tolist() == [1, 2, 3]
+    assert read.timestamp_ns.tolist() == [0, 1, 2]
+    assert not (path / "q" / "c.0.1.0").exists()
+
+
+@pytest.mark.parametrize("folder", ["log/0", "amendments"])
+def test_what_a_tag_embeds_is_synced_before_the_tag(path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
+        recorder.record_episode(make_episode(0))
+    salus.open(path, mode="a").set_outcome(0, "success")
+    dataset = salus.open(path, mode="a")
+    synced: list[Path] = []
+    real = local._sync_directory
+
+    def sync(place: Path) -> None:
+        synced.append(place)
+        real(place)
+
+    monkeypatch.setattr(local, "_sync_directory", sync)
+    dataset.tag("first")
+    places = [place.relative_to(path / "_salus").as_posix() for place in synced if (path / "_salus") in place.parents]
+    assert places[-1] == "tags"
+    assert folder in places

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import salus
 from salus.errors import AlreadyExistsError, InvalidInputError, NotFoundError
@@ -24,6 +24,7 @@ SCHEMA = salus.Schema(
 MEMORY = Path("/dev/shm")  # noqa: S108 - a fresh private directory is made in it
 
 lengths = st.integers(1, 8)
+places = st.integers(0, 20)
 handles = st.sampled_from(["first", "second"])
 keys = st.sampled_from(["task", "note", "n"])
 values = st.one_of(st.none(), st.integers(-5, 5), st.text(max_size=3), st.lists(st.booleans(), max_size=2))
@@ -43,9 +44,6 @@ def in_json(value: Any) -> Any:
 
 class DatasetMachine(RuleBasedStateMachine):
     """`now` is what the log holds; `seen` is what each handle saw when it was opened or refreshed."""
-
-    uids = Bundle("uids")
-    deleted_uids = Bundle("deleted_uids")
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +65,6 @@ class DatasetMachine(RuleBasedStateMachine):
     # --- recording ---------------------------------------------------------------------------------------------
 
     @rule(
-        target=uids,
         handle=handles,
         episodes=st.lists(
             st.tuples(lengths, metadatas, st.sampled_from(["success", "unknown", "failure"]), st.booleans()),
@@ -75,8 +72,7 @@ class DatasetMachine(RuleBasedStateMachine):
             max_size=3,
         ),
     )
-    def record(self, handle: str, episodes: list[tuple[int, dict[str, Any], Any, bool]]) -> Any:
-        kept = []
+    def record(self, handle: str, episodes: list[tuple[int, dict[str, Any], Any, bool]]) -> None:
         with salus.Recorder(self.datasets[handle]) as recorder:
             for num_steps, metadata, result, keep in episodes:
                 self.count += 1
@@ -91,65 +87,84 @@ class DatasetMachine(RuleBasedStateMachine):
                     "slot": episode.slot,
                     "seed": self.count,
                     "num_steps": num_steps,
-                    "outcome": salus.Outcome(result, None, num_steps - 1 if result == "failure" else None),
+                    "outcome": salus.Outcome(result),
                     "metadata": in_json(metadata),
                     "deleted": False,
                 }
-                kept.append(episode.uid)
-        return multiple(*kept)
 
-    # --- editing: by what the handle sees ------------------------------------------------------------------------
+    # --- editing -----------------------------------------------------------------------------------------------
 
-    def visible(self, handle: str, uid: str) -> bool:
-        return uid in self.seen[handle] and not self.seen[handle][uid]["deleted"]
+    def chosen(self, handle: str, place: int, *, fresh: bool) -> str | None:
+        """An episode that the handle sees."""
+        if fresh or not self.listed(handle):
+            self.refresh(handle)
+        listed = self.listed(handle)
+        return listed[place % len(listed)] if listed else None
+
+    def listed(self, handle: str) -> list[str]:
+        return [uid for uid, episode in self.seen[handle].items() if not episode["deleted"]]
 
     def change(self, uid: str, **changes: Any) -> None:
         self.now = {**self.now, uid: {**self.now[uid], **changes}}
 
-    @rule(target=deleted_uids, handle=handles, uid=uids)
-    def delete(self, handle: str, uid: str) -> Any:
-        if not self.visible(handle, uid):
-            with pytest.raises(NotFoundError):
-                self.datasets[handle].delete(uid)
-            return multiple()
-        self.datasets[handle].delete(uid, author="model")
-        self.change(uid, deleted=True)
-        return uid
+    @rule(handle=handles, place=places, fresh=st.booleans())
+    def delete(self, handle: str, place: int, fresh: bool) -> None:
+        uid = self.chosen(handle, place, fresh=fresh)
+        if uid is not None:
+            self.datasets[handle].delete(uid, author="model")
+            self.change(uid, deleted=True)
 
-    @rule(handle=handles, uid=consumes(deleted_uids))
-    def undelete(self, handle: str, uid: str) -> None:
-        self.datasets[handle].undelete(uid)
-        self.change(uid, deleted=False)
+    @rule(handle=handles, place=places)
+    def undelete(self, handle: str, place: int) -> None:
+        uids = [uid for uid, episode in self.now.items() if episode["deleted"]] or list(self.now)
+        if uids:
+            uid = uids[place % len(uids)]
+            self.datasets[handle].undelete(uid)
+            self.change(uid, deleted=False)
 
     @rule(
         handle=handles,
-        uid=uids,
+        place=places,
+        fresh=st.booleans(),
         result=st.sampled_from(["success", "failure", "unknown"]),
         kind=st.sampled_from([None, "drop", "miss"]),
         step=st.one_of(st.none(), st.integers(0, 9)),
     )
-    def set_outcome(self, handle: str, uid: str, result: Any, kind: str | None, step: int | None) -> None:
+    def set_outcome(
+        self, handle: str, place: int, fresh: bool, result: Any, kind: str | None, step: int | None
+    ) -> None:
+        uid = self.chosen(handle, place, fresh=fresh)
         outcome = salus.Outcome(result, kind, step) if result == "failure" else salus.Outcome(result)
-        if not self.visible(handle, uid):
-            with pytest.raises(NotFoundError):
-                self.datasets[handle].set_outcome(uid, outcome)
-        elif outcome.step is not None and outcome.step >= self.now[uid]["num_steps"]:
+        if uid is None:
+            return
+        if outcome.step is not None and outcome.step >= self.now[uid]["num_steps"]:
             with pytest.raises(InvalidInputError):
                 self.datasets[handle].set_outcome(uid, outcome)
         else:
             self.datasets[handle].set_outcome(uid, outcome)
             self.change(uid, outcome=outcome)
 
-    @rule(handle=handles, uid=uids, changes=metadatas)
-    def update_metadata(self, handle: str, uid: str, changes: dict[str, Any]) -> None:
-        if not self.visible(handle, uid):
-            with pytest.raises(NotFoundError):
-                self.datasets[handle].update_metadata(uid, changes)
-            return
-        self.datasets[handle].update_metadata(uid, changes)
-        merged = {**self.now[uid]["metadata"], **in_json(changes)}
-        removed = {key for key, value in changes.items() if value is None}
-        self.change(uid, metadata={key: value for key, value in merged.items() if key not in removed})
+    @rule(handle=handles, place=places, fresh=st.booleans(), changes=metadatas)
+    def update_metadata(self, handle: str, place: int, fresh: bool, changes: dict[str, Any]) -> None:
+        uid = self.chosen(handle, place, fresh=fresh)
+        if uid is not None:
+            self.datasets[handle].update_metadata(uid, changes)
+            merged = {**self.now[uid]["metadata"], **in_json(changes)}
+            removed = {key for key, value in changes.items() if value is None}
+            self.change(uid, metadata={key: value for key, value in merged.items() if key not in removed})
+
+    @rule(handle=handles, place=places)
+    def what_a_handle_does_not_see_it_does_not_edit(self, handle: str, place: int) -> None:
+        unseen = [uid for uid in self.now if uid not in self.listed(handle)]
+        if unseen:
+            uid = unseen[place % len(unseen)]
+            for edit in (
+                lambda dataset: dataset.delete(uid),
+                lambda dataset: dataset.set_outcome(uid, "success"),
+                lambda dataset: dataset.update_metadata(uid, {"n": 1}),
+            ):
+                with pytest.raises(NotFoundError):
+                    edit(self.datasets[handle])
 
     @rule(handle=handles, name=tag_names)
     def tag(self, handle: str, name: str) -> None:
@@ -234,6 +249,7 @@ settings.register_profile(
     stateful_step_count=20,
     deadline=None,
     database=None,
+    phases=(Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("salus-by-hand", settings.get_profile("salus-ci"), max_examples=2000, stateful_step_count=50)

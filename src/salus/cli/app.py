@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 PathArgument = Annotated[Path, typer.Argument(help="The dataset, such as data.zarr.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts.")]
-TagOption = Annotated[Optional[str], typer.Option("--tag", help="Look at this tag instead of the newest state.")]  # noqa: UP045 - typer reads it at run time
+TagOption = Annotated[str | None, typer.Option("--tag", help="Look at this tag instead of the newest state.")]
 
 
 def _example(*lines: str) -> str:
@@ -41,7 +41,7 @@ def _example(*lines: str) -> str:
 @app.command(epilog=_example("salus demo", "salus demo my.zarr --episodes 200 --processes 4"))
 def demo(
     path: Annotated[Path, typer.Argument(help="Where the dataset is, or will be.")] = Path("demo.zarr"),
-    episodes: Annotated[int, typer.Option(help="Episodes to record in this run.", min=1)] = 96,
+    episodes: Annotated[int, typer.Option(help="Episodes to record in this run.", min=1)] = 80,
     processes: Annotated[int, typer.Option(help="Processes that record at once.", min=1)] = 2,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.", min=1)] = 40,
     seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
@@ -75,15 +75,19 @@ def info(path: PathArgument, tag: TagOption = None, as_json: JsonOption = False)
 @app.command(epilog=_example("salus ls data.zarr --outcome failure --kind drop", "salus ls data.zarr --limit 0 --json"))
 def ls(
     path: PathArgument,
-    outcome: Annotated[Optional[str], typer.Option(help="success, failure or unknown.")] = None,  # noqa: UP045 - typer reads it at run time
-    kind: Annotated[Optional[str], typer.Option(help="Kind of failure.")] = None,  # noqa: UP045 - typer reads it at run time
-    task: Annotated[Optional[str], typer.Option(help="Task, exactly.")] = None,  # noqa: UP045 - typer reads it at run time
-    limit: Annotated[int, typer.Option(help="Rows to show; 0 shows all.", min=0)] = 20,
+    outcome: Annotated[str | None, typer.Option(help="success, failure or unknown.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind of failure.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task, exactly.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Rows to show; 0 shows all.", min=0, show_default="20, with --json all")
+    ] = None,
     tag: TagOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List episodes, with the number by which `show` and `dataset[…]` take them."""
     rows = episode_rows(_open(path, tag), outcome=outcome, failure_kind=kind, task=task)
+    if limit is None:
+        limit = 0 if as_json else 20
     shown = rows[:limit] if limit else rows
     if as_json:
         print_json(shown)
@@ -98,11 +102,17 @@ def ls(
 def show(
     path: PathArgument,
     episode: Annotated[str, typer.Argument(help="Number (negative from the end) or uid.", show_default=False)],
-    picture: Annotated[Optional[Path], typer.Option(help="Also save a contact sheet: .png, .svg or .pdf.")] = None,  # noqa: UP045 - typer reads it at run time
+    picture: Annotated[Path | None, typer.Option(help="Also save a contact sheet: .png, .svg or .pdf.")] = None,
     tag: TagOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """One episode: outcome, metadata, time, and every feature with its range and course."""
+    if episode.startswith("-") and not episode[1:].isdigit():
+        raise typer.BadParameter(f"no such option: {episode}")
+    if picture is not None:
+        from ..demo.picture import check_picture
+
+        check_picture(picture)
     dataset = _open(path, tag)
     chosen = dataset[int(episode) if episode.lstrip("-").isdigit() else episode]
     document = describe_episode(chosen)

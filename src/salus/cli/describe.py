@@ -28,9 +28,10 @@ _WIDE = 110
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """The content of `salus info`."""
     outcomes: dict[str, Counter[str]] = {}
-    for entry in dataset.episodes:
+    sound = [entry for entry in dataset.episodes if entry.status != "corrupt"]
+    for entry in sound:
         outcomes.setdefault(entry.result, Counter())[entry.failure_kind or ""] += 1
-    lengths = [entry.num_steps for entry in dataset.episodes]
+    lengths = [entry.num_steps for entry in sound]
     readable = _readable(dataset)
     raw = sum(len(e) * (8 + sum(f.step_bytes for f in e.schema.recorded.values())) for e in readable)
     stored = sum(episode.stored_bytes for episode in readable)
@@ -70,10 +71,10 @@ def _readable(dataset: Dataset) -> list[Episode]:
 
 
 def unfinished(dataset: Dataset) -> int:
-    """Episodes with a journal: still recording, or left by a crash."""
-    names = dataset.storage.list(f"{PRIVATE}/journal")
-    decided = {entry.slot for entry in dataset.episodes}
-    return sum(1 for name in names if (slot := number_in(name)) is not None and slot not in decided)
+    """Slots that were claimed and have no record now: still recording, or left by a crash."""
+    folders = [name for name in dataset.storage.list(f"{PRIVATE}/claims") if number_in(name) is not None]
+    claimed = {number_in(name) for folder in folders for name in dataset.storage.list(f"{PRIVATE}/claims/{folder}")}
+    return len(claimed - {None} - dataset.decided_slots)
 
 
 def _describe_feature(feature: Feature) -> dict[str, Any]:
@@ -88,19 +89,18 @@ def print_dataset(document: dict[str, Any]) -> None:
     steps, at_tag = document["steps"], f" at tag {document['tag']}" if document["tag"] else ""
     console.print(text(f"{document['path']}{at_tag}", "bold"))
     console.print(
-        f"{document['episodes']} episodes, {steps['total']} steps "
+        f"{_count(document['episodes'], 'episode')}, {_count(steps['total'], 'step')} "
         f"(shortest {steps['shortest']}, median {steps['median']:g}, longest {steps['longest']}) "
         f"at {document['rate_hz']:g} Hz"
     )
     if document["stored_bytes"]:
-        console.print(
-            f"{size(document['stored_bytes'])} on disk for {size(document['raw_bytes'])} of values: "
-            f"{document['compression']:.1f} × smaller, nothing lost"
-        )
+        ratio = document["compression"]
+        smaller = f": {ratio:.1f} × smaller, nothing lost" if ratio >= 1 else ""
+        console.print(f"{size(document['stored_bytes'])} on disk for {size(document['raw_bytes'])} of values{smaller}")
     for count, what in (
         (document["corrupt"], "corrupt: the record does not hold; `salus show` says what is wrong"),
         (document["salvaged"], "salvaged after a crash"),
-        (document["unfinished"], "unfinished: still recording, or left by a crash"),
+        (document["unfinished"], "unfinished: still recording, or left by a crash (or its record is gone)"),
     ):
         if count:
             console.print(f"{count} {what}", style="yellow", markup=False)
@@ -259,6 +259,10 @@ def _add_feature(features: Table, name: str, feature: dict[str, Any]) -> None:
     for component, values in components.items():
         numbers = [_number(values[key]) for key in ("min", "mean", "max")]
         features.add_row(text(f"  {component}"), *numbers, values["course"])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _number(value: float | None) -> str:

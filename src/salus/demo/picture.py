@@ -33,8 +33,7 @@ def contact_sheet(episode: Episode, file: Path, *, risk: np.ndarray | None = Non
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError.of("a picture", extra="demo") from error
-    if file.suffix not in (".png", ".svg", ".pdf"):
-        raise InvalidInputError(f"picture: got {file.name!r}, expected a name that ends in .png, .svg or .pdf")
+    check_picture(file)
     cameras = [name for name, feature in episode.schema.features.items() if isinstance(feature, Image)]
     curves = _curves(episode)
     style: Any = {"font.size": 8, "axes.edgecolor": "#cbd2d9", "text.color": INK, "axes.labelcolor": INK}
@@ -54,6 +53,12 @@ def contact_sheet(episode: Episode, file: Path, *, risk: np.ndarray | None = Non
         sheet.axes[-1].set_xlabel("step", color=MUTED)
         sheet.axes[-1].tick_params(bottom=True, labelbottom=True)
         sheet.figure.savefig(file, dpi=110)
+
+
+def check_picture(file: Path) -> None:
+    """Raise InvalidInputError unless `file` is named as a picture."""
+    if file.suffix not in (".png", ".svg", ".pdf"):
+        raise InvalidInputError(f"picture: got {file.name!r}, expected a name that ends in .png, .svg or .pdf")
 
 
 def _heights(

@@ -20,7 +20,6 @@ from ..layout import (
     INDEX_ROWS,
     LENGTH,
     METADATA,
-    PRIVATE,
     ArraySpec,
     array_metadata,
     array_specs,
@@ -33,7 +32,7 @@ from ..shards import ShardReader, whole_shard
 from ..storage import Storage
 from .records import Record
 from .revisions import read_revisions
-from .snapshot import Entry, Snapshot, load, log_folders, read_record
+from .snapshot import Entry, Snapshot, load, read_record, sync_log
 
 _ROOT = "zarr.json"
 
@@ -56,9 +55,7 @@ def publish(storage: Storage, *, known: Snapshot | None = None, whole: bool = Fa
     with storage.lock():
         snapshot = load(storage, known)
         schemas = read_revisions(storage)
-        # What was just read may be visible before it is durable; what is built from it must not outlive it.
-        for folder in ("schema", "amendments", *(f"log/{number}" for number in log_folders(storage))):
-            storage.sync(f"{PRIVATE}/{folder}")
+        sync_log(storage)
         root = None if whole else _read_json(storage, _ROOT)
         mark = _mark(root)
         rows = _changed_rows(snapshot, mark)

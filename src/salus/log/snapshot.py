@@ -24,6 +24,7 @@ from .records import Record
 
 CHECKPOINT_MIN_RECORDS = 64
 CHECKPOINT_GROWTH = 0.1
+MAX_OPEN_SLOTS = 10**6
 
 
 class Entry(NamedTuple):
@@ -186,8 +187,24 @@ def load(storage: Storage, known: Snapshot | None = None) -> Snapshot:
             decided[slot] = entry
     while not _read_new_records(storage, known.num_slots, decided):
         pass
+    highest = max(decided, default=-1)
+    if highest >= len(decided) + MAX_OPEN_SLOTS:
+        raise CorruptDataError(
+            f"log: a record of slot {highest}, but only {len(decided)} records in all: no writer leaves such a gap; "
+            f"{record_key(highest)}"
+        )
     amendments = (*known.amendments, *read_amendments(storage, len(known.amendments)))
     return Snapshot(decided, amendments)
+
+
+def sync_log(storage: Storage) -> None:
+    """Make durable what was just read of the log, before anything is built from it that must not outlive it.
+
+    Raises:
+        CommitUnknownError: The storage did not confirm it.
+    """
+    for folder in ("schema", "amendments", *(f"log/{number}" for number in log_folders(storage))):
+        storage.sync(f"{PRIVATE}/{folder}")
 
 
 def read_record(storage: Storage, slot: int) -> Record | None:
@@ -242,6 +259,7 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot) -> None:
     if len(snapshot.decided) < CHECKPOINT_MIN_RECORDS or grown < CHECKPOINT_GROWTH * len(snapshot.decided):
         return
     while True:
+        sync_log(storage)
         body = bytes(zstd.compress(documents.seal(snapshot.to_json()), 3))
         try:
             storage.put_new(checkpoint_key(number + 1), body)

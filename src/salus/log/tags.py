@@ -8,7 +8,7 @@ from .. import documents
 from ..errors import AlreadyExistsError, CorruptDataError, NotFoundError
 from ..layout import PRIVATE, tag_key
 from ..storage import Storage
-from .snapshot import Snapshot
+from .snapshot import Snapshot, sync_log
 
 
 def put_tag(storage: Storage, name: str, snapshot: Snapshot, *, author: str) -> None:
@@ -17,6 +17,7 @@ def put_tag(storage: Storage, name: str, snapshot: Snapshot, *, author: str) -> 
     if corrupt:
         raise CorruptDataError(f"tag {name!r}: the record of slot {corrupt[0]} does not hold, so it cannot be tagged")
     document = {"name": name, "author": author, "time_ns": time.time_ns(), **snapshot.to_json()}
+    sync_log(storage)
     try:
         storage.put_new(tag_key(name), documents.seal(document))
     except AlreadyExistsError as error:

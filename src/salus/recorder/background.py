@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import RecordingError
 from .files import FLUSH_INTERVAL_S
 
 Job = Callable[[], None]
+Value = TypeVar("Value")
 
 
 class Background:
@@ -59,9 +60,9 @@ class Background:
             self._waiting += cost_bytes
             self._queue.put((job, cost_bytes))
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        """Run `function` in its turn, and return or raise what it does."""
-        done: Future[Any] = Future()
+    def start(self, function: Callable[[], Value]) -> Future[Value]:
+        """Run `function` in its turn; the future holds what it returns or raises."""
+        done: Future[Value] = Future()
 
         def job() -> None:
             try:
@@ -70,7 +71,7 @@ class Background:
                 done.set_exception(error)
 
         self.submit(job)
-        return done.result()
+        return done
 
     def close(self) -> None:
         """Finish all jobs and stop."""

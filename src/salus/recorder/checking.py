@@ -35,6 +35,7 @@ class StepChecker:
             if not isinstance(feature, Image) or feature.color != "rgb":
                 raise InvalidInputError(f"bgr: got {name!r}, expected the name of an RGB image feature")
         self._bgr = frozenset(bgr)
+        self._nullable = {name for name, feature in self.features.items() if feature.nullable}
 
     def step(self, values: Mapping[str, Any], more: Mapping[str, Any]) -> Stored:
         """One step: array name to (1, *stored_step_shape), copied.
@@ -55,13 +56,15 @@ class StepChecker:
 
     def _check(self, values: Mapping[str, Any], more: Mapping[str, Any], *, whole: bool) -> tuple[Stored, int]:
         problems: list[str] = []
-        given = self._named(values, more, problems)
+        given = self._named(values, more, problems, whole)
         stored: Stored = {}
         for name, feature in self.features.items():
             if name not in given and not feature.nullable:
                 problems.append(f"{name!r}: missing")
                 continue
             try:
+                if feature.nullable:
+                    stored[f"{name}.valid"] = self._validity(given, name, whole)
                 self._store(name, feature, given.get(name), whole, stored)
             except InvalidInputError as error:
                 problems.append(f"{name!r}: {error}")
@@ -76,15 +79,18 @@ class StepChecker:
             raise InvalidInputError("record_episode: got arrays of 0 steps, expected at least 1")
         return stored, num_steps
 
-    def _named(self, values: Mapping[str, Any], more: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    def _named(
+        self, values: Mapping[str, Any], more: Mapping[str, Any], problems: list[str], whole: bool
+    ) -> dict[str, Any]:
         if not isinstance(values, Mapping):
-            raise InvalidInputError(f"append: got {type(values).__name__}, expected a mapping of features to values")
+            what = "record_episode" if whole else "append"
+            raise InvalidInputError(f"{what}: got {type(values).__name__}, expected a mapping of features to values")
         given: dict[str, Any] = {}
         for source in (flatten(values), flatten(more)):
             for name, value in source.items():
                 if name in given:
                     problems.append(f"{name!r}: given twice")
-                elif name in self.features:
+                elif name in self.features or (whole and name.removesuffix(".valid") in self._nullable):
                     given[name] = value
                 elif name in self.specs:
                     problems.append(f"{name!r}: is computed, not recorded; leave it out")
@@ -93,14 +99,22 @@ class StepChecker:
                     problems.append(f"{name!r}: not a feature of this dataset{hint}")
         return given
 
+    def _validity(self, given: Mapping[str, Any], name: str, whole: bool) -> np.ndarray:
+        """Which steps of a nullable feature carry a value: all of an array, unless `<name>.valid` says otherwise."""
+        value = given.get(name)
+        if not whole:
+            return np.array([value is not None])
+        if value is None:
+            raise InvalidInputError(f"got None, expected an array; '{name}.valid', bool (T,), says which steps count")
+        valid = np.asarray(given.get(f"{name}.valid", np.ones(len(value), bool)))
+        if valid.dtype != bool or valid.shape != (len(value),):
+            raise InvalidInputError(f"'{name}.valid' is {valid.dtype} {valid.shape}, expected bool ({len(value)},)")
+        return valid
+
     def _store(self, name: str, feature: Feature, value: Any, whole: bool, stored: Stored) -> None:
         spec = self.specs[name]
-        if feature.nullable:
-            if value is None and whole:
-                raise InvalidInputError("got None, expected an array; leave steps without a value to append()")
-            stored[f"{name}.valid"] = np.ones(len(value) if whole else 1, bool) & (value is not None)
-            if value is None:
-                value = "" if spec.is_text else np.zeros(feature.shape, spec.numpy_dtype)
+        if feature.nullable and value is None:
+            value = "" if spec.is_text else np.zeros(feature.shape, spec.numpy_dtype)
         if isinstance(feature, Text):
             stored[name] = _checked_text(value, whole)
             return
@@ -193,7 +207,8 @@ def _checked_array(feature: Feature, value: Any, leading: int) -> np.ndarray:
         with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, and is refused as that
             array = array.astype(target, copy=False)
         if not feature.allow_nan and not np.isfinite(array).all():
-            place = tuple(int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
+            first = int(np.flatnonzero(~np.isfinite(array))[0])
+            place = tuple(int(axis) for axis in np.unravel_index(first, array.shape))
             where = f" at {place}" if place else ""
             raise InvalidInputError(
                 f"got {array[place]}{where}, expected finite values (Feature(..., allow_nan=True) would keep it)"

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal
 
@@ -63,6 +64,8 @@ class EpisodeWriter:
         self._lock = threading.RLock()
         self._state: State = "recording"
         self._error: RecordingError | None = None
+        self._decision: Future[Entry] | None = None
+        self._ending: State = "recording"
         self._outcome = Outcome()
         self._num_steps = 0
         self._timestamp_source: str | None = None
@@ -166,9 +169,7 @@ class EpisodeWriter:
         self._submit(write, cost)
 
     def _finish_segment(self) -> None:
-        count = (self._num_steps - 1) % self._schema.segment_steps + 1
-        rows = {name: values[:count] for name, values in self._segment.items()}
-        self._segment = self._new_segment()
+        rows, self._segment = self._segment, self._new_segment()
         self._submit(lambda: self._files.finish_segment(rows))
 
     def _new_segment(self) -> dict[str, np.ndarray]:
@@ -226,7 +227,8 @@ class EpisodeWriter:
         """End the episode and keep it. When this returns, it is on disk, whole, for good.
 
         Args:
-            outcome: How it ended, unless `succeed` or `fail` said so. `"failure"` alone means: at the last step.
+            outcome: How it ended, unless `succeed` or `fail` said so. `"failure"` alone is a failure at an unknown
+                step, of which no label is known; `fail(kind, step=…)` says more.
 
         Returns:
             The episode's row in the episode table.
@@ -240,17 +242,13 @@ class EpisodeWriter:
         self._check_process("commit")
         with self._lock:
             self._check_recording("commit")
-            if outcome == "failure" and self._num_steps:
-                self.fail()
-            elif outcome is not None:
+            if outcome is not None:
                 new = Outcome.of(outcome)
                 new.check(num_steps=max(self._num_steps, 1), kinds=self._schema.failure_kinds)
                 self._outcome = new
             if self._num_steps == 0:
                 self.discard(reason="no step was appended")
                 raise InvalidInputError(f"commit: no step was appended, so episode {self.uid} was aborted")
-            if self._num_steps % self._schema.segment_steps:
-                self._finish_segment()
             return self._end("committed")
 
     def discard(self, *, reason: str = "") -> None:
@@ -264,12 +262,44 @@ class EpisodeWriter:
         """
         self._check_process("discard")
         with self._lock:
+            if self._decision is not None:
+                self._end("discarded")  # a commit that was interrupted comes first
             if self._state != "failed":
                 self._check_recording("discard", raise_failure=False)
             self._end("discarded", reason=reason)
 
     def _end(self, state: State, *, reason: str | None = None) -> Entry:
+        if self._decision is None:
+            try:
+                self._decision = self._background.start(self._deciding(state, reason))
+            except BaseException as error:  # Ctrl-C, and nobody knows whether the job was queued
+                self._error = RecordingError(
+                    f"episode {self.uid}: interrupted while it ended, by {type(error).__name__}"
+                )
+                self._state = "failed"
+                raise
+            self._ending = state
+        # Interrupted here, the decision goes on; commit() or discard() again waits for the same one.
+        try:
+            entry = self._decision.result()
+        except Exception as error:
+            self._state, self._decision = "failed", None
+            if error is self._error:
+                raise
+            self._error = as_recording_error(error, self.uid)
+            raise self._error from error
+        finally:
+            if self._decision is None or self._decision.done():
+                self._files.close()
+                self._on_end(self)
+        self._state = self._ending
+        return entry
+
+    def _deciding(self, state: State, reason: str | None) -> Callable[[], Entry]:
+        """The job that ends the episode, on the writing thread."""
         kept = state == "committed"
+        count = self._num_steps % self._schema.segment_steps
+        rest = {name: values[:count] for name, values in self._segment.items()} if kept and count else None
         record = Record(
             slot=self.slot,
             uid=self.uid,
@@ -285,21 +315,15 @@ class EpisodeWriter:
         )
 
         def decide() -> Entry:
-            if kept and self._error is not None:
+            if not kept:
+                return self._files.abort(record)
+            if self._error is not None:
                 raise self._error
-            return self._files.commit(record) if kept else self._files.abort(record)
+            if rest is not None:
+                self._files.finish_segment(rest)
+            return self._files.commit(record)
 
-        self._state = "failed"  # until the record is there
-        try:
-            entry: Entry = self._background.call(decide)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller of `commit` gets it, typed
-            self._error = as_recording_error(error, self.uid) if error is not self._error else self._error
-            self._files.close()
-            self._on_end(self)
-            raise self._error from error.__cause__ if error is self._error else error
-        self._state = state
-        self._on_end(self)
-        return entry
+        return decide
 
     def _check_process(self, what: str) -> None:
         if os.getpid() != self._pid:  # looked at before any lock: a forked child may have inherited it locked

@@ -87,7 +87,7 @@ class Recorder:
             RecordingError: The recorder is closed, or the storage refused.
         """
         self._check_open("start")
-        return self._start(check_metadata({**(metadata or {}), **more}))
+        return self._start(_merged(metadata, more))
 
     def _start(self, metadata: dict[str, Any]) -> EpisodeWriter:
         uid = new_uid()
@@ -127,15 +127,17 @@ class Recorder:
         *,
         outcome: Outcome | Result | None = None,
         timestamp_ns: Any = None,
+        **more: Any,
     ) -> Entry:
         """Record a whole episode that is there as arrays. Durable on return.
 
         Args:
-            arrays: Feature name to array (T, *shape of a step).
+            arrays: Feature name to array (T, *shape of a step); of a nullable feature also `<name>.valid`, bool (T,).
             metadata: JSON values by key.
-            outcome: How it ended.
+            outcome: How it ended; give `Outcome("failure", kind, step)`, as without a step no label is known.
             timestamp_ns: int64 (T,), increasing. Without it the stamps are made from the declared rate, and the
                 episode says so (`timestamp_source == "rate"`).
+            **more: Further metadata, by keyword.
 
         Returns:
             The episode's row in the episode table.
@@ -145,7 +147,7 @@ class Recorder:
             RecordingError: As `EpisodeWriter.commit`.
         """
         self._check_open("record_episode")
-        checked = check_metadata(metadata or {})
+        checked = _merged(metadata, more)
         stored, num_steps = self._checker.episode(arrays)
         if timestamp_ns is None:
             stamps = np.round(np.arange(num_steps) * (1e9 / self._schema.rate_hz)).astype(np.int64)
@@ -261,6 +263,14 @@ def _flusher(recorder: weakref.ref[Recorder]) -> Any:
             alive.flush_if_due()
 
     return flush
+
+
+def _merged(metadata: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InvalidInputError(
+            f"metadata: got {type(metadata).__name__} {metadata!r}, expected a mapping or keywords, such as task='...'"
+        )
+    return check_metadata({**(metadata or {}), **more})
 
 
 def _local(dataset: Dataset) -> LocalStorage:

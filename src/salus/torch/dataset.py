@@ -53,8 +53,10 @@ class WindowDataset(TorchDataset[Sample]):
         where: Callable[[Episode], np.ndarray] | None = None,
         transform: Transform | None = None,
     ) -> None:
-        if not windows:
-            raise InvalidInputError("windows: got none, expected features with offsets, such as {'states': [0]}")
+        if not windows or not isinstance(windows, Mapping):
+            raise InvalidInputError(
+                f"windows: got {windows!r}, expected features with offsets, such as {{'states': [0]}}"
+            )
         self.view = view
         self._windows = {name: parse_offsets(name, offsets) for name, offsets in windows.items()}
         self._texts = {name for name, feature in view.schema.features.items() if isinstance(feature, Text)}
