@@ -94,6 +94,7 @@ def test_a_damaged_episode_exits_with_its_status(path: Path, dataset: salus.Data
 def test_every_error_class_has_a_status_of_its_own() -> None:
     classes = [errors.InvalidInputError, errors.NotFoundError, errors.AlreadyExistsError, errors.FormatError]
     classes += [errors.CorruptDataError, errors.RecordingError, errors.MissingExtraError, errors.SalusError]
+    classes += [errors.StorageError]
     assert len({cls.exit_status for cls in classes}) == len(classes)
 
 

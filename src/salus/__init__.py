@@ -19,6 +19,7 @@ from .errors import (
     NotFoundError,
     RecordingError,
     SalusError,
+    StorageError,
 )
 from .labels import Outcome
 from .opening import create, open
@@ -49,6 +50,7 @@ __all__ = [
     "RecordingError",
     "SalusError",
     "Schema",
+    "StorageError",
     "Text",
     "create",
     "errors",

@@ -6,6 +6,7 @@
     ├── AlreadyExistsError                    another name, or open what is there
     ├── FormatError                           not a dataset, or one this version cannot read
     ├── CorruptDataError                      bytes changed since they were committed
+    ├── StorageError (OSError)                the disk or its permissions
     ├── RecordingError                        recording stopped; what was committed stays
     │   ├── EpisodeFencedError                another process decided this episode
     │   └── CommitUnknownError                the disk did not say whether it kept it
@@ -72,6 +73,12 @@ class CorruptDataError(SalusError):
     """Committed bytes are missing or not what was committed. Other episodes stay readable."""
 
     exit_status = 6
+
+
+class StorageError(SalusError, OSError):
+    """The storage could not be read: no permission, an I/O error, too many open files."""
+
+    exit_status = 9
 
 
 class RecordingError(SalusError):

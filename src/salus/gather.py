@@ -13,7 +13,7 @@ import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -198,13 +198,14 @@ class _State:
 
 
 class _Cache(Generic[Value]):
-    """Least recently used values, up to a budget."""
+    """The values used last, up to a budget. A value that several threads want at once is made once."""
 
     def __init__(self, budget: int, cost: Callable[[Value], int]) -> None:
         self._budget = budget
         self._cost = cost
         self._used = 0
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._making: dict[Hashable, Future[Value]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
@@ -212,13 +213,25 @@ class _Cache(Generic[Value]):
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-        value = make()  # outside the lock: two threads may make the same value, and one of them is dropped
+            making = self._making.get(key)
+            if making is None:
+                mine = self._making[key] = Future()
+        if making is not None:  # another thread is at it
+            return making.result()
+        try:
+            value = make()
+        except BaseException as error:
+            with self._lock:
+                del self._making[key]
+            mine.set_exception(error)
+            raise
         with self._lock:
-            if key not in self._values:
-                self._values[key] = value
-                self._used += self._cost(value)
+            self._values[key] = value
+            self._used += self._cost(value)
             while self._used > self._budget and len(self._values) > 1:
                 self._used -= self._cost(self._values.popitem(last=False)[1])
+            del self._making[key]
+        mine.set_result(value)
         return value
 
 

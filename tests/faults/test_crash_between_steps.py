@@ -128,8 +128,7 @@ def check_plain_zarr_meanwhile(path: Path) -> None:
     texts = group["episode_metadata"][:]
     for slot, num_steps in enumerate(group["episode_length"][:].tolist()):
         if num_steps:
-            # A row that is being deleted loses its metadata first, then its length.
-            seed = json.loads(texts[slot])["metadata"]["seed"] if texts[slot] else STEPWISE
+            seed = json.loads(texts[slot])["metadata"]["seed"]
             assert num_steps == LENGTHS[seed]
             assert seed in (WHOLE, STEPWISE)
             for name, values in make_episode(seed).items():
@@ -152,7 +151,7 @@ def test_kills_at_random_times_lose_nothing_acknowledged(warm: Warm, memory_path
             assert acknowledged.get(uid, seed) == seed
             check_episode(found[uid], seed, looped_length(seed))
         checked = set(found)
-    assert len(acknowledged) > 100
+    assert len(acknowledged) > 10  # else the kills came too early to mean anything
     seeds = [episode.metadata["seed"] for episode in salus.open(path)]
     assert len(set(seeds)) == len(seeds)
     dataset = salus.open(path, mode="a")

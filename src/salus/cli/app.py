@@ -18,7 +18,7 @@ from .describe import describe_dataset, describe_episode, episode_rows, print_da
 from .terminal import errors, plain, print_json, track
 
 EXIT_STATUSES = """Exit status: 0 done, 1 other, 2 wrong argument, 3 not found, 4 exists already, 5 not a SALUS dataset,
-6 data changed or missing, 7 recording failed, 8 an extra is not installed."""
+6 data changed or missing, 7 recording failed, 8 an extra is not installed, 9 the storage cannot be read."""
 
 app = typer.Typer(
     help="Episodes for robot learning, in plain Zarr v3.",

@@ -20,12 +20,12 @@ def claim_slot(storage: Storage, uid: str, *, hint: int = 0) -> int:
     Raises:
         RecordingError: The storage refused.
     """
-    slot = max(hint, _first_unclaimed(storage)) if hint == 0 else hint
+    slot = hint or _first_unclaimed(storage)
     while True:
         try:
             storage.put_new(claim_key(slot), documents.seal({"uid": uid, **_process_identity()}))
         except AlreadyExistsError:
-            slot += 1
+            slot = max(slot + 1, _first_unclaimed(storage))  # others may have claimed thousands meanwhile
         else:
             return slot
 

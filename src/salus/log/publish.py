@@ -111,26 +111,30 @@ class _RowWriter:
             self._records[slot] = record
 
     def put_index(self, rows: list[int], *, whole: bool) -> None:
-        """`episode_metadata` before `episode_length`: a row exists once its length does."""
+        """A row exists for plain readers while it has a length: so that goes first, and comes last."""
+        self._put_index(LENGTH, [slot for slot in rows if slot not in self._visible], whole=False)
+        self._put_index(METADATA, rows, whole=whole)
+        self._put_index(LENGTH, rows, whole=whole)
+
+    def _put_index(self, name: str, rows: list[int], *, whole: bool) -> None:
         changed: dict[int, list[int]] = {}
         for slot in rows:
             changed.setdefault(slot // INDEX_ROWS, []).append(slot)
-        for name in (METADATA, LENGTH):
-            objects = {}
-            for chunk, some in changed.items():
-                key = f"{name}/c.{chunk}"
-                body = self._storage.get(key)
-                values = None if whole or body is None else _decode_index(name, body)
-                slots = some
-                if values is None:  # lost or mangled: all rows of the chunk are built again
-                    values = [_empty(name)] * INDEX_ROWS
-                    slots = list(range(chunk * INDEX_ROWS, (chunk + 1) * INDEX_ROWS))
-                for slot in slots:
-                    values[slot % INDEX_ROWS] = self._index_value(name, slot)
-                encoded = _encode_index(name, values)
-                if encoded != body:
-                    objects[key] = encoded
-            self._storage.put(objects)
+        objects = {}
+        for chunk, some in changed.items():
+            key = f"{name}/c.{chunk}"
+            body = self._storage.get(key)
+            values = None if whole or body is None else _decode_index(name, body)
+            slots = some
+            if values is None:  # lost or mangled: all rows of the chunk are built again
+                values = [_empty(name)] * INDEX_ROWS
+                slots = list(range(chunk * INDEX_ROWS, (chunk + 1) * INDEX_ROWS))
+            for slot in slots:
+                values[slot % INDEX_ROWS] = self._index_value(name, slot)
+            encoded = _encode_index(name, values)
+            if encoded != body:
+                objects[key] = encoded
+        self._storage.put(objects)
 
     def _index_value(self, name: str, slot: int) -> Any:
         entry = self._visible.get(slot)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,9 +106,13 @@ class StepChecker:
             return np.array([value is not None])
         if value is None:
             raise InvalidInputError(f"got None, expected an array; '{name}.valid', bool (T,), says which steps count")
-        valid = np.asarray(given.get(f"{name}.valid", np.ones(len(value), bool)))
-        if valid.dtype != bool or valid.shape != (len(value),):
-            raise InvalidInputError(f"'{name}.valid' is {valid.dtype} {valid.shape}, expected bool ({len(value)},)")
+        try:
+            num_steps = len(value)
+        except TypeError as error:
+            raise InvalidInputError(f"got {type(value).__name__}, expected a value per step") from error
+        valid = np.asarray(given.get(f"{name}.valid", np.ones(num_steps, bool)))
+        if valid.dtype != bool or valid.shape != (num_steps,):
+            raise InvalidInputError(f"'{name}.valid' is {valid.dtype} {valid.shape}, expected bool ({num_steps},)")
         return valid
 
     def _store(self, name: str, feature: Feature, value: Any, whole: bool, stored: Stored) -> None:
@@ -169,7 +173,9 @@ def check_stamp(stamp: Any, previous: int | None) -> int:
 
 
 def _checked_text(value: Any, whole: bool) -> np.ndarray:
-    texts = list(value) if whole and not isinstance(value, str) else [value]
+    if whole and (isinstance(value, str) or not isinstance(value, Iterable)):
+        raise InvalidInputError(f"got {type(value).__name__}, expected a text per step")
+    texts = list(value) if whole else [value]
     for text in texts:
         if not isinstance(text, str):
             raise InvalidInputError(f"got {type(text).__name__}, expected text")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..dataset import Dataset
-from ..errors import InvalidInputError, RecordingError
+from ..errors import InvalidInputError, RecordingError, SalusError
 from ..labels import Outcome, Result
 from ..log.claims import claim_slot
 from ..log.publish import publish
@@ -244,7 +244,7 @@ class _Publisher:
             self._wanted.clear()
             try:
                 self._snapshot = publish(self._storage, known=self._snapshot)
-            except RecordingError:
+            except SalusError:
                 # Nothing is lost by being behind: the next round, or the last one in `close`, does it or raises.
                 self._wanted.set()
 

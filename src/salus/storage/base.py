@@ -53,11 +53,16 @@ class Storage(Protocol):
 
         Raises:
             CorruptDataError: Something that is no plain object lies there.
+            StorageError: It cannot be read.
         """
         ...
 
     def list(self, folder: str) -> Found:
-        """Names of the objects and folders directly in `folder`, unsorted; empty where there is none."""
+        """Names of the objects and folders directly in `folder`, unsorted; empty where there is none.
+
+        Raises:
+            CorruptDataError, StorageError: As `get`.
+        """
         ...
 
     def sync(self, folder: str) -> None:
@@ -78,6 +83,6 @@ class Storage(Protocol):
         `read` is safe to call from several threads, and in a forked child.
 
         Raises:
-            CorruptDataError: Something that is no plain object lies there.
+            CorruptDataError, StorageError: As `get`; `read` raises StorageError, too.
         """
         ...

@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import AlreadyExistsError, CommitUnknownError, CorruptDataError, InvalidInputError, RecordingError
+from ..errors import (
+    AlreadyExistsError,
+    CommitUnknownError,
+    CorruptDataError,
+    InvalidInputError,
+    RecordingError,
+    StorageError,
+)
 from .base import Found
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -181,27 +188,31 @@ class LocalStorage:
 
     def get(self, key: str) -> bytes | None:
         self._check_folder(self.path(key).parent)
-        try:
-            return _read_file(self.path(key), key)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with _reading(key):
+            try:
+                return _read_file(self.path(key), key)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def list(self, folder: str) -> Found:
         self._check_folder(self.path(folder))
-        try:
-            return [name for name in os.listdir(self.path(folder)) if not name.startswith(".")]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with _reading(folder):
+            try:
+                return [name for name in os.listdir(self.path(folder)) if not name.startswith(".")]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
 
     def open_shard(self, key: str) -> tuple[Callable[[int, int], bytes], int, Callable[[], None]] | None:
         self._check_folder(self.path(key).parent)
-        try:
-            descriptor, size = _open_file(self.path(key), key)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with _reading(key):
+            try:
+                descriptor, size = _open_file(self.path(key), key)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
         def read(start: int, size: int) -> bytes:
-            return os.pread(descriptor, size, start)
+            with _reading(key):
+                return os.pread(descriptor, size, start)
 
         return read, size, lambda: os.close(descriptor)
 
@@ -281,6 +292,17 @@ def _refusals(key: str, target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _refused(error, key, target) from error
+
+
+@contextmanager
+def _reading(key: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hints = {errno.EMFILE: ": raise the limit of open files (ulimit -n)", errno.EACCES: ": check the permissions"}
+        raise StorageError(
+            f"read {key}: {error.strerror}{hints.get(error.errno or 0, '')}; {error.filename}"
+        ) from error
 
 
 def _refused(error: OSError, key: str, target: Path) -> RecordingError:
