@@ -9,18 +9,23 @@ READY := .venv/.ready
 
 .PHONY: setup demo test test-newest check format lint types layers docs bench clean
 
-setup: $(READY)  ## create .venv with everything that development needs
+setup: $(READY) $(ZARRITA)  ## create .venv with everything that development needs
 
-$(READY): pyproject.toml constraints.txt tests/interop/zarrita/package-lock.json
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+ZARRITA := tests/interop/zarrita/node_modules/.package-lock.json
+
+$(ZARRITA): tests/interop/zarrita/package-lock.json  # the reader in Node, for the interoperability tests
 	npm ci --prefix tests/interop/zarrita --silent --no-audit --no-fund
 	touch $@
 
 demo: $(READY)  ## record rendered episodes in parallel, check them, train a failure predictor
 	$(BIN)/salus demo demo.zarr
 
-test: $(READY)  ## all tests
+test: $(READY) $(ZARRITA)  ## all tests
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 test-newest: .venv-newest/.ready  ## the core, without torch, on the newest Python and the newest zarr

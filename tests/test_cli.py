@@ -74,7 +74,10 @@ def test_a_tag_can_be_looked_at(path: Path, dataset: salus.Dataset) -> None:
         (("show", "{path}", "no-such-uid"), 3, "no episode with uid 'no-such-uid'"),
         (("info", "{path}", "--tag", "v9"), 3, "no tag 'v9'"),
         (("ls", "{path}", "--outcome", "bad"), 2, "outcome: got 'bad'"),
-        (("info", "{path}/images"), 5, "not a SALUS dataset"),
+        (("info", "{path}/images"), 5, "this lies inside the dataset"),
+        (("info", "{path}/.."), 5, "not a SALUS dataset"),
+        (("info", "s3://bucket/data.zarr"), 2, "object stores"),
+        (("show", "{path}", "0", "--picture", "no/such/folder.png"), 2, "no folder no/such"),
         (("show", "{path}", "0", "--picture", "x.txt"), 2, "ends in .png, .svg or .pdf"),
     ],
 )

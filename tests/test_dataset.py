@@ -303,6 +303,16 @@ def test_a_split_by_uid_does_not_move_when_the_dataset_changes(path: Path, schem
     assert [e.uid for e in before.split(parts, seed=1)[0].episodes] != [e.uid for e in before.split(parts)[0].episodes]
 
 
+def test_a_part_can_be_split_again(path: Path, schema: salus.Schema) -> None:
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        for seed in range(60):
+            recorder.record_episode(make_arrays(1, seed))
+    train, rest = salus.open(path).split({"train": 0.5, "rest": 0.5})
+    val, test = rest[:].split({"val": 0.5, "test": 0.5})
+    assert len(train) + len(val) + len(test) == 60
+    assert min(len(val), len(test)) > len(rest) / 6
+
+
 def test_a_stratified_split_keeps_the_shares(path: Path, schema: salus.Schema) -> None:
     with salus.Recorder(salus.create(path, schema)) as recorder:
         for seed in range(20):

@@ -32,6 +32,9 @@ from salus.errors import InvalidInputError, NotFoundError
         np.array([31, 0, 16]),
         np.arange(33) % 3 == 0,
         np.s_[1:9, None],
+        np.s_[4, ..., [0, 1]],
+        np.s_[[4, 2], ..., [0, 1]],
+        np.array(5),
         (),
     ],
     ids=str,
@@ -52,6 +55,10 @@ def test_bounds_and_unknown_names(dataset: salus.Dataset) -> None:
         dataset[3]["state"]
     with pytest.raises(IndexError):
         dataset[3]["states"][0, 7]
+    with pytest.raises(IndexError):
+        dataset[3]["states"][2**70]
+    with pytest.raises(IndexError):
+        dataset[3]["states"][np.array(3.0)]
 
 
 def test_a_feature_behaves_like_an_array(dataset: salus.Dataset, source: list[Any]) -> None:

@@ -404,3 +404,109 @@ def test_arguments_of_the_wrong_kind_are_named(path: Path, schema: salus.Schema,
         dataset.split([0.8, 0.2])  # type: ignore[arg-type]  # the error is the subject
     with pytest.raises(InvalidInputError, match=r"gather 'states': expected pairs"):
         dataset.gather({"states": [(0, 0, 0)]})
+
+
+def test_commit_keeps_what_fail_said_and_refuses_a_contradiction(path: Path, recorder: salus.Recorder) -> None:
+    episode = recorder.start()
+    episode.append(good_step())
+    episode.fail("drop", step=np.int64(0))  # type: ignore[arg-type]  # a numpy integer is fine
+    with pytest.raises(InvalidInputError, match="outcome: got 'success', but it said 'failure' before"):
+        episode.commit("success")
+    episode.commit("failure")
+    assert salus.open(path)[0].outcome == salus.Outcome("failure", "drop", 0)
+
+
+def test_metadata_as_an_argument_and_names_that_are_no_metadata(path: Path, recorder: salus.Recorder) -> None:
+    episode = recorder.start(metadata={"task": "pick"}, operator="me")
+    episode.append(good_step())
+    episode.commit()
+    assert salus.open(path)[0].metadata == {"task": "pick", "operator": "me"}
+    with pytest.raises(InvalidInputError, match=r"'outcome' is no metadata here; give it to commit\(\)"):
+        recorder.start(outcome="success")
+    with pytest.raises(InvalidInputError, match=r"metadata 'seed': got numpy int64.*tolist"):
+        recorder.start(seed=np.int64(3))
+
+
+def test_a_value_too_large_for_the_type_is_named_as_it_came(path: Path) -> None:
+    schema = salus.Schema({"force": salus.Feature(allow_nan=True)}, rate_hz=10)
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        episode = recorder.start()
+        with pytest.raises(InvalidInputError, match=r"'force': got 1e\+300, which float32 cannot hold"):
+            episode.append(force=1e300)
+        episode.append(force=np.inf)
+        episode.commit()
+
+
+def failing_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    from salus.shards import ShardWriter
+
+    def add(*arguments: Any) -> tuple[int, int]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ShardWriter, "add", add)
+
+
+@pytest.mark.parametrize("how", ["block", "whole", "commit"])
+def test_an_episode_that_cannot_be_written_holds_nothing_afterwards(
+    path: Path, schema: salus.Schema, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        with monkeypatch.context() as patch:
+            failing_shards(patch)
+            with pytest.raises(RecordingError, match="No space left on device"):
+                if how == "whole":
+                    recorder.record_episode(make_arrays(20))
+                elif how == "block":
+                    with recorder.episode() as episode:
+                        episode.append(good_step())
+                else:
+                    episode = recorder.start()
+                    episode.append(good_step())
+                    episode.commit()
+        assert recorder.open_episodes == []
+        if how != "commit":  # where there is no handle any more, it is aborted at once
+            assert list((path / "_salus" / "journal").iterdir()) == []
+        else:
+            episode.discard()
+        recorder.record_episode(make_arrays(4))
+    assert [len(episode) for episode in salus.open(path)] == [4]
+
+
+def test_a_start_that_fails_leaves_nothing_behind(
+    path: Path, schema: salus.Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from salus.recorder.journal import JournalWriter
+
+    def add(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        with monkeypatch.context() as patch:
+            patch.setattr(JournalWriter, "add", add)
+            before = len(list(Path("/proc/self/fd").iterdir()))
+            for _ in range(5):
+                with pytest.raises(RecordingError, match="start: No space left on device"):
+                    recorder.start()
+            assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert list((path / "_salus" / "journal").iterdir()) == []
+        recorder.record_episode(make_arrays(4))
+    assert len(salus.open(path)) == 1
+
+
+def test_a_program_that_forgets_to_commit_is_told(path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys, salus\n"
+        "schema = salus.Schema({'q': salus.Feature()}, rate_hz=10)\n"
+        "recorder = salus.Recorder(salus.create(sys.argv[1], schema))\n"
+        "episode = recorder.start()\n"
+        "episode.append(q=1.0)\n"
+        "episode.succeed()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "was never committed: 1 steps" in done.stderr
+    assert "call commit()" in done.stderr

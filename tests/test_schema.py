@@ -114,6 +114,12 @@ def test_every_problem_is_listed_at_once() -> None:
         assert part in message
 
 
+def test_derived_features_can_say_that_a_label_is_unknown() -> None:
+    for feature in (Feature((1, 1), "uint8", derived="outcome"), Feature((1, 1), derived="outcome", nullable=True)):
+        with pytest.raises(InvalidInputError, match="expected a float: unknown labels are NaN"):
+            Schema({"q": Feature(), "labels_kept": feature}, rate_hz=10, horizons=(2,))
+
+
 UNTYPED: dict[str, Callable[[], Any]] = {
     "shape of a number": lambda: one("a", Feature(7)),  # type: ignore[arg-type]
     "range of a number": lambda: one("a", Feature(range=5)),  # type: ignore[arg-type]

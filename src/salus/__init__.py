@@ -27,7 +27,7 @@ from .recorder import Recorder
 from .schema import Feature, Image, Schema, Text
 
 if TYPE_CHECKING:
-    from . import torch
+    from . import torch as torch
 
 __version__ = "0.1.0"
 
@@ -57,7 +57,6 @@ __all__ = [
     "labels",
     "open",
     "schema",
-    "torch",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, overload
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from . import sampling
 from .episode import Episode
-from .errors import InvalidInputError, NotFoundError, SalusError, did_you_mean
+from .errors import CorruptDataError, InvalidInputError, NotFoundError, SalusError, did_you_mean
 from .gather import Reader
 from .labels import Outcome, Result
 from .layout import ArraySpec, array_specs, tag_key
@@ -26,6 +26,7 @@ from .table import EpisodeTable
 
 Mode = Literal["r", "a"]
 LABELS = ("labels", "labels_mask")
+STATUSES = ("committed", "salvaged", "corrupt")
 
 
 class DatasetView(Sequence[Episode]):
@@ -36,8 +37,11 @@ class DatasetView(Sequence[Episode]):
     Thread-safety: reading is safe. Fork and pickle: both work; a forked or spawned worker reads the same snapshot.
     """
 
-    def __init__(self, reader: Reader, schemas: list[Schema], snapshot: Snapshot, entries: list[Entry]) -> None:
+    def __init__(
+        self, reader: Reader, schemas: list[Schema], snapshot: Snapshot, entries: list[Entry], part: str = ""
+    ) -> None:
         self._reader = reader
+        self._part = part
         self._schemas = schemas
         self._snapshot = snapshot
         self._entries = entries
@@ -97,8 +101,8 @@ class DatasetView(Sequence[Episode]):
         schema = self._schemas[entry.schema_revision]
         return Episode(self._reader, entry, schema, self._snapshot.overlays.get(entry.uid))
 
-    def _view(self, entries: list[Entry]) -> DatasetView:
-        return DatasetView(self._reader, self._schemas, self._snapshot, entries)
+    def _view(self, entries: list[Entry], part: str = "") -> DatasetView:
+        return DatasetView(self._reader, self._schemas, self._snapshot, entries, f"{self._part}{part}")
 
     def _row(self, key: Any) -> int:
         if isinstance(key, str):
@@ -111,7 +115,8 @@ class DatasetView(Sequence[Episode]):
         if isinstance(key, bool) or not isinstance(key, int | np.integer):
             raise InvalidInputError(f"episode: got {type(key).__name__} {key!r}, expected a number or a uid")
         if not -len(self) <= key < len(self):
-            raise IndexError(f"episode {key}: out of range, the dataset has {len(self)}; {self.url}")
+            hint = "" if len(self) else "; refresh() shows what was committed since it was opened"
+            raise IndexError(f"episode {key}: out of range, the dataset has {len(self)}{hint}; {self.url}")
         return int(key) % len(self)
 
     @cached_property
@@ -127,6 +132,7 @@ class DatasetView(Sequence[Episode]):
         failure_kind: str | None = None,
         task: str | None = None,
         uids: Iterable[str] | None = None,
+        status: str | Collection[str] | None = None,
         where: Callable[[Episode], bool] | None = None,
     ) -> DatasetView:
         """The episodes that meet all conditions given, as a view. No data moves.
@@ -136,6 +142,8 @@ class DatasetView(Sequence[Episode]):
             failure_kind: One of the schema's `failure_kinds`.
             task: `metadata["task"]`, exactly.
             uids: These episodes, in this order.
+            status: `"committed"`, `"salvaged"`, `"corrupt"`, or several: `("committed", "salvaged")` leaves out the
+                episodes whose record does not hold. These meet no condition but this one and `uids`.
             where: Any predicate, such as `lambda episode: episode.metadata["robot"] == "ur5"`.
 
         Raises:
@@ -146,17 +154,27 @@ class DatasetView(Sequence[Episode]):
             Outcome(outcome)
         if failure_kind is not None:
             Outcome("failure", failure_kind).check(num_steps=1, kinds=self.schema.failure_kinds)
-        entries = self._entries if uids is None else [self._entries[self._row(uid)] for uid in uids]
-        return self._view(
-            [
-                entry
-                for entry in entries
-                if (outcome is None or entry.result == outcome)
+        if isinstance(uids, str):
+            raise InvalidInputError(f"uids: got the text {uids!r}, expected several uids, such as [uid]")
+        statuses = (status,) if isinstance(status, str) else status
+        unknown = [name for name in statuses or () if name not in STATUSES]
+        if unknown:
+            raise InvalidInputError(f"status: got {unknown[0]!r}, expected one of {', '.join(map(repr, STATUSES))}")
+
+        def meets(entry: Entry) -> bool:
+            if statuses is not None and entry.status not in statuses:
+                return False
+            if entry.status == "corrupt":
+                return outcome is None and failure_kind is None and task is None and where is None
+            return (
+                (outcome is None or entry.result == outcome)
                 and (failure_kind is None or entry.failure_kind == failure_kind)
                 and (task is None or entry.task == task)
                 and (where is None or where(self._episode(entry)))
-            ]
-        )
+            )
+
+        entries = self._entries if uids is None else [self._entries[self._row(uid)] for uid in uids]
+        return self._view([entry for entry in entries if meets(entry)])
 
     def split(
         self, fractions: Mapping[str, float], *, seed: int = 0, stratify: str | None = None
@@ -164,7 +182,7 @@ class DatasetView(Sequence[Episode]):
         """Split by episode: `train, val = dataset.split({"train": 0.9, "val": 0.1})`.
 
         By the hash of each uid: the same on every machine, and a dataset that grows, or loses episodes, moves none from
-        one part to another. The shares hold on average.
+        one part to another. The shares hold on average. A part can be split again.
 
         Args:
             fractions: Share of each part, adding up to 1. The parts come back in this order.
@@ -182,8 +200,8 @@ class DatasetView(Sequence[Episode]):
             except NotFoundError as error:
                 raise InvalidInputError(f"stratify: {error}") from error
         uids = [entry.uid for entry in self._entries]
-        parts = sampling.split(uids, fractions, seed=seed, strata=strata)
-        return tuple(self._view([self._entries[row] for row in rows]) for rows in parts.values())
+        parts = sampling.split(uids, fractions, seed=seed, strata=strata, within=self._part)
+        return tuple(self._view([self._entries[row] for row in rows], f"{name}/") for name, rows in parts.items())
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -204,6 +222,10 @@ class DatasetView(Sequence[Episode]):
             NotFoundError: An unknown feature or uid.
             CorruptDataError: Bytes are missing or changed.
         """
+        if not isinstance(wanted, Mapping):
+            raise InvalidInputError(
+                f"gather: got {type(wanted).__name__}, expected features with (episode, step) pairs"
+            )
         return {name: self._gather(name, pairs) for name, pairs in wanted.items()}
 
     def _gather(self, name: str, pairs: Any) -> np.ndarray:
@@ -258,6 +280,15 @@ class DatasetView(Sequence[Episode]):
             self._row(int(outside[0]))
         return pairs.shape[:-1], np.where(rows < 0, rows + len(self), rows), steps
 
+    def check_sound(self) -> None:
+        """Raise CorruptDataError where the record of an episode does not hold, and say how to leave it out."""
+        corrupt = [entry.slot for entry in self._entries if entry.status == "corrupt"]
+        if corrupt:
+            raise CorruptDataError(
+                f"{len(corrupt)} of {len(self)} episodes have a record that does not hold, the first in slot "
+                f'{corrupt[0]}; .select(status=("committed", "salvaged")) leaves them out; {self.url}'
+            )
+
     def check_feature(self, name: str) -> None:
         """Raise NotFoundError unless every episode of this view has the feature `name`; labels need horizons."""
         if name not in LABELS:
@@ -266,7 +297,10 @@ class DatasetView(Sequence[Episode]):
             raise InvalidInputError(f"{name!r}: the schema declares no label horizons; {self.url}")
 
     def _spec(self, name: str, rows: np.ndarray) -> ArraySpec:
-        revisions = {self._entries[row].schema_revision for row in np.unique(rows)} or {len(self._schemas) - 1}
+        entries = (self._entries[row] for row in np.unique(rows))
+        revisions = {entry.schema_revision for entry in entries if entry.status != "corrupt"} or {
+            len(self._schemas) - 1
+        }
         for revision in sorted(revisions):
             if name in self._specs[revision]:
                 continue
@@ -316,14 +350,19 @@ class Dataset(DatasetView):
     def __init__(
         self, storage: Storage, schemas: list[Schema], snapshot: Snapshot, mode: Mode, tag: str | None
     ) -> None:
-        super().__init__(Reader(storage), schemas, snapshot, snapshot.entries)
+        super().__init__(Reader(storage), schemas, snapshot, _readable(snapshot, schemas))
         self.mode = mode
+        self._latest = snapshot
         self.tag_name = tag
 
     @property
     def storage(self) -> Storage:
         """Where its bytes are."""
         return self._reader.storage
+
+    def step_bytes(self, entry: Entry) -> int:
+        """Bytes of one step of an episode, all recorded features and the stamp, before compression."""
+        return 8 + sum(feature.step_bytes for feature in self._schemas[entry.schema_revision].recorded.values())
 
     @property
     def decided_slots(self) -> set[int]:
@@ -341,15 +380,14 @@ class Dataset(DatasetView):
         """
         if self.tag_name is not None:
             raise InvalidInputError(f"refresh: the dataset was opened at tag {self.tag_name!r}, which never changes")
-        self._set(load(self.storage, self._snapshot))
-        return self
-
-    def _set(self, snapshot: Snapshot) -> None:
+        snapshot = load(self.storage, self._snapshot)
         schemas = read_revisions(self.storage)
         self.__dict__.pop("_rows_by_uid", None)
         self.__dict__.pop("_lengths", None)
         self.__dict__.pop("_specs", None)
-        self._schemas, self._snapshot, self._entries = schemas, snapshot, snapshot.entries
+        self._schemas, self._snapshot, self._latest = schemas, snapshot, snapshot
+        self._entries = _readable(snapshot, schemas)
+        return self
 
     def check_writable(self, what: str) -> None:
         """Raise InvalidInputError unless the dataset was opened for writing."""
@@ -379,8 +417,9 @@ class Dataset(DatasetView):
             NotFoundError: No episode of this dataset ever had the uid.
             RecordingError: The storage refused.
         """
-        wanted = (uids,) if isinstance(uids, str) else tuple(uids)
-        known = {entry.uid for entry in load(self.storage, self._snapshot).decided.values()}
+        wanted = (uids,) if isinstance(uids, str) else _several(uids, "undelete")
+        self._latest = load(self.storage, self._latest)
+        known = {entry.uid for entry in self._latest.decided.values() if entry.status != "aborted"}
         for uid in wanted:
             if uid not in known:
                 raise NotFoundError(f"undelete: no episode with uid {uid!r}; {self.url}")
@@ -405,20 +444,23 @@ class Dataset(DatasetView):
             InvalidInputError: A value has no JSON text.
             NotFoundError, IndexError, CorruptDataError, RecordingError: As `delete`.
         """
-        uid = self._entries[self._row(episode)].uid
-        self._amend("update_metadata", Amendment((uid,), "metadata", check_metadata(changes), author))
+        chosen, checked = self[self._row(episode)], check_metadata(changes)
+        check_metadata({**chosen.metadata, **checked})  # the whole must not outgrow what a recorder may give
+        self._amend("update_metadata", Amendment((chosen.uid,), "metadata", checked, author))
 
     def _uids(self, episodes: int | str | Iterable[int | str]) -> tuple[str, ...]:
-        keys = [episodes] if isinstance(episodes, int | str | np.integer) else list(episodes)
+        keys = (episodes,) if isinstance(episodes, int | str | np.integer) else _several(episodes, "delete")
         return tuple(self._entries[self._row(key)].uid for key in keys)
 
     def _amend(self, what: str, amendment: Amendment) -> None:
         self.check_writable(what)
-        slots = [entry.slot for entry in self._snapshot.decided.values() if entry.uid in amendment.uids]
-        for slot in slots:
+        if not isinstance(amendment.author, str):
+            raise InvalidInputError(f"{what}: author: got {type(amendment.author).__name__}, expected text")
+        uids = set(amendment.uids)
+        for slot in [entry.slot for entry in self._latest.decided.values() if entry.uid in uids]:
             read_record(self.storage, slot)  # a record that does not hold cannot be amended: this raises
-        append_amendment(self.storage, amendment, next_number=len(self._snapshot.amendments))
-        self.publish(whole=False)
+        append_amendment(self.storage, amendment, next_number=len(self._latest.amendments))
+        self._latest = publishing.publish(self.storage, known=self._latest)
 
     def add_features(self, features: Mapping[str, Feature]) -> None:
         """Add features, as a new schema revision. Episodes recorded before do not have them.
@@ -433,7 +475,7 @@ class Dataset(DatasetView):
         put_revision(self.storage, len(self._schemas), schema)
         self._schemas = [*self._schemas, schema]
         self.__dict__.pop("_specs", None)
-        self.publish(whole=False)
+        self._latest = publishing.publish(self.storage, known=self._latest)
 
     # --- tags and publishing -----------------------------------------------------------------------------------
 
@@ -464,4 +506,16 @@ class Dataset(DatasetView):
             RecordingError: The storage refused.
         """
         self.check_writable("publish")
-        write_checkpoint(self.storage, publishing.publish(self.storage, known=self._snapshot, whole=whole))
+        self._latest = publishing.publish(self.storage, known=self._latest, whole=whole)
+        write_checkpoint(self.storage, self._latest)
+
+
+def _readable(snapshot: Snapshot, schemas: list[Schema]) -> list[Entry]:
+    """The entries of a snapshot; one that names a schema revision that is not there is corrupt."""
+    return [entry if entry.schema_revision < len(schemas) else Entry.corrupt(entry.slot) for entry in snapshot.entries]
+
+
+def _several(keys: Any, what: str) -> tuple[Any, ...]:
+    if not isinstance(keys, Iterable):
+        raise InvalidInputError(f"{what}: got {type(keys).__name__} {keys!r}, expected an episode or several")
+    return tuple(keys)

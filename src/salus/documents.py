@@ -11,7 +11,7 @@ import json
 import secrets
 from typing import Any, NoReturn
 
-from .errors import CorruptDataError
+from .errors import CorruptDataError, InvalidInputError
 
 MAX_BYTES = 256 * 2**20
 
@@ -20,10 +20,16 @@ _DIGEST_SIZE = len(_DIGEST) - len(b"%b") + 64
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """`document` as canonical JSON, with a fresh `write_id`, ending in the sha256 `digest` of what is before it."""
+    """`document` as canonical JSON, with a fresh `write_id`, ending in the sha256 `digest` of what is before it.
+
+    Raises:
+        InvalidInputError: It is larger than readers accept.
+    """
     content = {key: value for key, value in document.items() if key != "digest"}
     content["write_id"] = secrets.token_hex(16)
     body = canonical(content)[:-1]
+    if len(body) + _DIGEST_SIZE > MAX_BYTES:
+        raise InvalidInputError(f"document of {len(body)} bytes, expected at most {MAX_BYTES}: no reader would take it")
     return body + _DIGEST % hashlib.sha256(body).hexdigest().encode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -98,13 +99,13 @@ class Episode:
     @property
     def metadata(self) -> dict[str, Any]:
         """What was given to `episode(...)`, with later changes in force."""
-        metadata = dict(self._record.metadata)
+        metadata = copy.deepcopy(self._record.metadata)
         return self._overlay.apply_to(metadata) if self._overlay is not None else metadata
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the episode's shards on disk."""
-        return sum(shard.size for shard in self._record.shards)
+        return self._entry.stored_bytes
 
     @property
     def timestamp_source(self) -> str:
@@ -207,11 +208,10 @@ class FeatureData:
             steps = np.arange(*first.indices(len(self)), dtype=np.int64)
             return self._read(steps)[(slice(None), *rest)]
         if _is_integer(first):
-            values = self._read(self._checked(np.array([operator.index(first)])))[0]
-            return values[rest] if rest or isinstance(values, np.ndarray) else values
+            return self._read(self._checked([operator.index(first)]))[(0, *rest)]
         selected = np.asarray(first) if isinstance(first, list | np.ndarray) else None
         if selected is not None and not rest and selected.dtype.kind in "iu":
-            steps = self._checked(selected.ravel())
+            steps = self._checked(selected.ravel().tolist())
             return self._read(steps).reshape(*selected.shape, *self.shape[1:])
         if selected is not None and not rest and selected.dtype == bool and selected.shape == (len(self),):
             return self._read(np.flatnonzero(selected))
@@ -220,13 +220,13 @@ class FeatureData:
     def _read(self, steps: np.ndarray) -> np.ndarray:
         return self._episode.read_steps(self._spec, steps)
 
-    def _checked(self, steps: np.ndarray) -> np.ndarray:
-        steps = steps.astype(np.int64)
-        outside = steps[(steps < -len(self)) | (steps >= len(self))]
-        if len(outside):
+    def _checked(self, wanted: list[int]) -> np.ndarray:
+        outside = [step for step in wanted if not -len(self) <= step < len(self)]
+        if outside:
             raise IndexError(
                 f"step {outside[0]}: out of range, episode {self._episode.uid} has {len(self)} steps of {self.name!r}"
             )
+        steps = np.array(wanted, dtype=np.int64)
         return np.where(steps < 0, steps + len(self), steps)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -242,7 +242,9 @@ class FeatureData:
 
 
 def _is_integer(value: Any) -> bool:
-    return not isinstance(value, bool | np.bool_) and hasattr(value, "__index__") and np.ndim(value) == 0
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "iu"
+    return not isinstance(value, bool | np.bool_) and hasattr(value, "__index__")
 
 
 def _without_ellipsis(parts: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from .storage import Storage
 MAX_THREADS = 8
 CHUNK_CACHE_BYTES = 64 * 2**20
 LABEL_CACHE_BYTES = 32 * 2**20
+SIZE_CACHE_SHARDS = 100_000
 PARALLEL_FROM_CHUNKS = 8
 
 Value = TypeVar("Value")
@@ -180,8 +181,8 @@ class _State:
         self.pid = os.getpid()
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.shards: _Cache[ShardReader] = _Cache(max(16, min(512, descriptors // 4)), lambda _: 1)
-        self.chunks: _Cache[np.ndarray] = _Cache(CHUNK_CACHE_BYTES, lambda array: array.nbytes)
-        self.sizes: _Cache[dict[str, int]] = _Cache(4096, lambda _: 1)
+        self.chunks: _Cache[np.ndarray] = _Cache(CHUNK_CACHE_BYTES, _memory)
+        self.sizes: _Cache[dict[str, int]] = _Cache(SIZE_CACHE_SHARDS, len)
         self.labels: _Cache[Labels] = _Cache(LABEL_CACHE_BYTES, lambda pair: pair[0].nbytes + pair[1].nbytes)
         self._threads = min(MAX_THREADS, os.cpu_count() or 1)
         self._pool: ThreadPoolExecutor | None = None
@@ -233,6 +234,10 @@ class _Cache(Generic[Value]):
             del self._making[key]
         mine.set_result(value)
         return value
+
+
+def _memory(values: np.ndarray) -> int:
+    return values.nbytes + (sum(map(len, values)) if values.dtype == object else 0)
 
 
 def _located(error: CorruptDataError, spec: ArraySpec, entry: Entry, segment: int) -> CorruptDataError:

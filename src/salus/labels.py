@@ -34,6 +34,8 @@ class Outcome:
         if self.result not in get_args(Result):
             expected = ", ".join(map(repr, get_args(Result)))
             raise InvalidInputError(f"outcome: got {self.result!r}, expected one of {expected}")
+        if isinstance(self.step, np.integer):
+            object.__setattr__(self, "step", int(self.step))
         if self.result != "failure" and (self.kind is not None or self.step is not None):
             raise InvalidInputError(f"outcome: {self.result!r} has neither a failure kind nor a failure step")
 
@@ -90,7 +92,7 @@ class Horizons:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if self.unit == "steps" and (not number or value % 1 or not 1 <= value < 2**31):
                 raise InvalidInputError(f"horizons: got {value}, expected whole steps of at least 1 (or unit='s')")
-            if not number or not 0 < value < float("inf"):
+            if not number or not 0 < value < 1e9:
                 raise InvalidInputError(f"horizons: got {value}, expected a positive number of seconds")
 
     def __len__(self) -> int:

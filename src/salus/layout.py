@@ -20,7 +20,7 @@ from .errors import InvalidInputError
 from .schema import FORMAT, TIMESTAMP, Feature, Image, Schema
 
 SLOTS_PER_FOLDER = 1024
-INDEX_ROWS = 1024
+INDEX_ROWS = {"episode_length": 1024, "episode_metadata": 64}  # metadata may have a megabyte each
 ZSTD_LEVEL = 1
 WHOLE_SEGMENT_STEP_BYTES = 4096
 
@@ -262,7 +262,7 @@ def _feature_template(spec: ArraySpec) -> dict[str, Any]:
 def _index_template(name: str) -> dict[str, Any]:
     return _created_by_zarr(
         shape=(0,),
-        chunks=(INDEX_ROWS,),
+        chunks=(INDEX_ROWS[name],),
         dtype="str" if name == METADATA else "int32",
         filters=None,
         dimension_names=("episode",),

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from . import documents
 from .errors import InvalidInputError
 
@@ -26,8 +28,14 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     for key in metadata:
         if not isinstance(key, str):
             raise InvalidInputError(f"metadata: got a key {key!r} of type {type(key).__name__}, expected text")
+    for key, value in metadata.items():
+        if isinstance(value, np.generic | np.ndarray):
+            raise InvalidInputError(
+                f"metadata {key!r}: got numpy {value.dtype}, expected a Python value; value.tolist()"
+            )
     try:
         text = documents.canonical(dict(metadata))
+        json.dumps(dict(metadata), ensure_ascii=False).encode()  # half of a surrogate pair has no UTF-8 form
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"metadata: {error}; expected JSON values (text, numbers, lists, mappings)") from error
     if len(text) > MAX_METADATA_BYTES:

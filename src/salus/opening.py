@@ -100,6 +100,9 @@ def _check_empty(storage: LocalStorage) -> None:
 
 def _not_a_dataset(storage: LocalStorage) -> Exception:
     root = storage.root
+    above = next((folder for folder in root.parents if (folder / PRIVATE / "schema").is_dir()), None)
+    if above is not None:
+        return FormatError(f"open: this lies inside the dataset {above}: open that; {root}")
     if not root.exists():
         return NotFoundError(f"open: nothing is there; salus.create(path, schema) makes a dataset; {root}")
     if not root.is_dir():

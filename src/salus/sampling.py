@@ -9,20 +9,27 @@ from itertools import accumulate
 from .errors import InvalidInputError
 
 
-def position(uid: str, seed: int) -> float:
+def position(uid: str, seed: int, within: str = "") -> float:
     """Where `uid` falls in [0, 1): the same on every machine, and whatever else the dataset holds."""
-    digest = hashlib.sha256(f"{seed}:{uid}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{within}{uid}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits: what a float in [0, 1) holds
 
 
 def split(
-    uids: Sequence[str], fractions: Mapping[str, float], *, seed: int = 0, strata: Sequence[Hashable] | None = None
+    uids: Sequence[str],
+    fractions: Mapping[str, float],
+    *,
+    seed: int = 0,
+    strata: Sequence[Hashable] | None = None,
+    within: str = "",
 ) -> dict[str, list[int]]:
     """Assign each episode to one part.
 
     Without `strata`, by the hash of its uid alone: a dataset that grows or loses episodes moves none, and the shares
     hold on average. With `strata` (one value per episode), each stratum is cut at exact shares, in hash order: balanced
     now, but not growth-stable, as a new episode can push another over a border.
+
+    `within` names the part that is split again: without it, all of a part would fall on the same side of a border.
 
     Returns:
         Positions into `uids` by part, ascending.
@@ -46,7 +53,7 @@ def split(
     for row in range(len(uids)):
         groups.setdefault(strata[row] if strata is not None else None, []).append(row)
     for group in groups.values():
-        places = {row: position(uids[row], seed) for row in group}
+        places = {row: position(uids[row], seed, within) for row in group}
         if strata is not None:
             ranked = sorted(group, key=places.__getitem__)
             places = {row: (rank + 0.5) / len(ranked) for rank, row in enumerate(ranked)}

@@ -63,6 +63,8 @@ class Feature:
         for name in ("shape", "names", "range"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _as_tuple(getattr(self, name), f"feature: {name}"))
+        whole = tuple(int(size) if isinstance(size, np.integer) else size for size in self.shape)
+        object.__setattr__(self, "shape", whole)
 
     @property
     def step_bytes(self) -> int:
@@ -87,10 +89,12 @@ class Feature:
             yield f"range: got {self.range}, expected finite numbers (low, high) with low < high"
         if self.unit is not None and not isinstance(self.unit, str):
             yield f"unit: got {type(self.unit).__name__}, expected text such as 'rad'"
-        if self.allow_nan and np.dtype(self.dtype).kind != "f":
+        if self.allow_nan and self.dtype not in ("float32", "float64"):
             yield f"allow_nan: {self.dtype} has no NaN"
         if self.derived not in (None, "outcome"):
             yield f"derived: got {self.derived!r}, expected 'outcome' or nothing"
+        if self.derived and (self.dtype not in ("float32", "float64") or self.nullable):
+            yield f"derived: got {self.dtype}{', nullable' * self.nullable}, expected a float: unknown labels are NaN"
         if self.clock != "step":
             yield f"clock: got {self.clock!r}; format 1 has a place for more clocks, this version records 'step' only"
 
@@ -365,10 +369,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, names joined with "."."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
+        full_name = f"{prefix}{name}"
+        parts = flatten(value, f"{full_name}.") if isinstance(value, Mapping) else {full_name: value}
+        for full in parts.keys() & flat.keys():
+            raise InvalidInputError(f"{full!r}: given twice, nested and with its full name")
+        flat.update(parts)
     return flat
 
 

@@ -52,7 +52,7 @@ def test_every_exported_name_is_documented_once() -> None:
 def test_what_is_documented_of_the_package_is_exported() -> None:
     of_package = {name for name in documented() if name.count(".") == 1}
     of_torch = {name for name in documented() if re.fullmatch(r"salus\.torch\.\w+", name)}
-    also = {"salus.data"}  # a page may have a heading for a module that is not exported
+    also = {"salus.data", "salus.torch"}  # a page may have a heading for a module that is not exported
     assert (of_package | of_torch) - also <= exported()
 
 

@@ -27,9 +27,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-PathArgument = Annotated[Path, typer.Argument(help="The dataset, such as data.zarr.", show_default=False)]
+PathArgument = Annotated[str, typer.Argument(help="The dataset, such as data.zarr.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts.")]
 TagOption = Annotated[str | None, typer.Option("--tag", help="Look at this tag instead of the newest state.")]
 
@@ -134,7 +135,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-def _open(path: Path, tag: str | None) -> Dataset:
+def _open(path: str, tag: str | None) -> Dataset:
     return open(path, tag=tag)
 
 

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from ..demo.main import Report
 
 
+ENOUGH_FAILURES = 6
+
+
 def print_report(report: Report) -> None:
     """What the demo found, on one screen."""
     path = report.path
@@ -54,6 +57,11 @@ def _print_scores(report: Report) -> None:
     for horizon, value in scores.auroc.items():
         auroc.add_row(f"{horizon:g} steps", f"{value:.3f}", f"{scores.baseline_auroc[horizon]:.3f}")
     console.print(auroc)
+    if scores.num_failures < ENOUGH_FAILURES:
+        console.print(
+            f"Only {scores.num_failures} held-out failures: these figures are noise. Run it again to add episodes.",
+            style="yellow",
+        )
     lead = f", {scores.lead_s:.2f} s ahead (median)" if scores.num_warned else ""
     console.print(
         f"{scores.num_warned} of {scores.num_failures} failures announced{lead}; "

@@ -32,10 +32,9 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     for entry in sound:
         outcomes.setdefault(entry.result, Counter())[entry.failure_kind or ""] += 1
     lengths = [entry.num_steps for entry in sound]
-    readable = _readable(dataset)
-    raw = sum(len(e) * (8 + sum(f.step_bytes for f in e.schema.recorded.values())) for e in readable)
-    stored = sum(episode.stored_bytes for episode in readable)
     schema = dataset.schema
+    raw = sum(entry.num_steps * dataset.step_bytes(entry) for entry in sound)
+    stored = sum(entry.stored_bytes for entry in sound)
     return {
         "path": dataset.url,
         "format": 1,
@@ -47,7 +46,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         },
         "corrupt": dataset.episodes["status"].count("corrupt"),
         "salvaged": dataset.episodes["status"].count("salvaged"),
-        "unfinished": unfinished(dataset),
+        "unfinished": unfinished(dataset) if dataset.tag_name is None else 0,
         "steps": {
             "total": sum(lengths),
             "shortest": min(lengths, default=0),
@@ -64,10 +63,6 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "schema_revision": dataset.schema_revision,
         "tags": dataset.tags(),
     }
-
-
-def _readable(dataset: Dataset) -> list[Episode]:
-    return [dataset[row] for row, status in enumerate(dataset.episodes["status"]) if status != "corrupt"]
 
 
 def unfinished(dataset: Dataset) -> int:

@@ -32,7 +32,7 @@ def contact_sheet(episode: Episode, file: Path, *, risk: np.ndarray | None = Non
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError.of("a picture", extra="demo") from error
+        raise MissingExtraError.of("a picture", extra="picture") from error
     check_picture(file)
     cameras = [name for name, feature in episode.schema.features.items() if isinstance(feature, Image)]
     curves = _curves(episode)
@@ -59,6 +59,8 @@ def check_picture(file: Path) -> None:
     """Raise InvalidInputError unless `file` is named as a picture."""
     if file.suffix not in (".png", ".svg", ".pdf"):
         raise InvalidInputError(f"picture: got {file.name!r}, expected a name that ends in .png, .svg or .pdf")
+    if not file.absolute().parent.is_dir():
+        raise InvalidInputError(f"picture: no folder {file.parent}; make it first")
 
 
 def _heights(

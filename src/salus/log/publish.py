@@ -55,11 +55,11 @@ def publish(storage: Storage, *, known: Snapshot | None = None, whole: bool = Fa
     with storage.lock():
         snapshot = load(storage, known)
         schemas = read_revisions(storage)
-        sync_log(storage)
         root = None if whole else _read_json(storage, _ROOT)
         mark = _mark(root)
         rows = _changed_rows(snapshot, mark)
-        writer = _RowWriter(storage, schemas, snapshot, rows)
+        sync_log(storage, rows)  # the rows before are durable: the root that speaks of them came after
+        writer = _RowWriter(storage, schemas, snapshot)
         writer.put_derived(rows)
         writer.put_index(rows, whole=mark is None)
         _put_metadata(storage, schemas, snapshot, root)
@@ -89,37 +89,23 @@ def _changed_rows(snapshot: Snapshot, mark: dict[str, Any] | None) -> list[int]:
 class _RowWriter:
     """Writes the rows of index arrays and derived features."""
 
-    def __init__(self, storage: Storage, schemas: list[Schema], snapshot: Snapshot, rows: list[int]) -> None:
+    def __init__(self, storage: Storage, schemas: list[Schema], snapshot: Snapshot) -> None:
         self._storage = storage
         self._schemas = schemas
         self._snapshot = snapshot
-        self._visible = {entry.slot: entry for entry in snapshot.entries if entry.status != "corrupt"}
-        self._records: dict[int, Record] = {}
-        for slot in rows:
-            if slot in self._visible:
-                self._look_at(slot)
-
-    def _look_at(self, slot: int) -> None:
-        """Read the record again: where it holds no longer, though a checkpoint knows it, plain readers get no row."""
-        try:
-            record = read_record(self._storage, slot)
-        except CorruptDataError:
-            record = None
-        if record is None:
-            del self._visible[slot]
-        else:
-            self._records[slot] = record
+        self._rows: dict[int, tuple[int, str]] = {}
 
     def put_index(self, rows: list[int], *, whole: bool) -> None:
         """A row exists for plain readers while it has a length: so that goes first, and comes last."""
-        self._put_index(LENGTH, [slot for slot in rows if slot not in self._visible], whole=False)
+        self._put_index(LENGTH, [slot for slot in rows if self._visible(slot) is None], whole=False)
         self._put_index(METADATA, rows, whole=whole)
         self._put_index(LENGTH, rows, whole=whole)
 
     def _put_index(self, name: str, rows: list[int], *, whole: bool) -> None:
+        size = INDEX_ROWS[name]
         changed: dict[int, list[int]] = {}
         for slot in rows:
-            changed.setdefault(slot // INDEX_ROWS, []).append(slot)
+            changed.setdefault(slot // size, []).append(slot)
         objects = {}
         for chunk, some in changed.items():
             key = f"{name}/c.{chunk}"
@@ -127,28 +113,34 @@ class _RowWriter:
             values = None if whole or body is None else _decode_index(name, body)
             slots = some
             if values is None:  # lost or mangled: all rows of the chunk are built again
-                values = [_empty(name)] * INDEX_ROWS
-                slots = list(range(chunk * INDEX_ROWS, (chunk + 1) * INDEX_ROWS))
+                values = [_empty(name)] * size
+                slots = list(range(chunk * size, (chunk + 1) * size))
             for slot in slots:
-                values[slot % INDEX_ROWS] = self._index_value(name, slot)
+                values[slot % size] = self._row(slot)[name == METADATA]
             encoded = _encode_index(name, values)
             if encoded != body:
                 objects[key] = encoded
         self._storage.put(objects)
 
-    def _index_value(self, name: str, slot: int) -> Any:
-        entry = self._visible.get(slot)
-        if entry is None:
-            return _empty(name)
-        return entry.num_steps if name == LENGTH else self._metadata_text(entry)
+    def _visible(self, slot: int) -> Entry | None:
+        """The episode in a row, as plain readers are to see it."""
+        entry = self._snapshot.visible(slot)
+        return entry if entry is not None and entry.schema_revision < len(self._schemas) else None
 
-    def _metadata_text(self, entry: Entry) -> str:
-        if entry.slot not in self._records:  # its chunk was lost, and is built again
-            self._look_at(entry.slot)
-        record = self._records.get(entry.slot)
-        if record is None:
-            return ""
-        metadata = record.metadata
+    def _row(self, slot: int) -> tuple[int, str]:
+        """Length and metadata of a row; (0, "") where there is no episode, or its record holds no longer."""
+        if slot not in self._rows:
+            entry, row = self._visible(slot), (0, "")
+            try:
+                record = None if entry is None else read_record(self._storage, slot)
+            except CorruptDataError:
+                record = None  # a checkpoint knows it; readers of the episode are told what is wrong
+            if entry is not None and record is not None:
+                row = (entry.num_steps, self._metadata_text(entry, record))
+            self._rows[slot] = row
+        return self._rows[slot]
+
+    def _metadata_text(self, entry: Entry, record: Record) -> str:
         overlay = self._snapshot.overlays.get(entry.uid)
         content = {
             "uid": entry.uid,
@@ -156,15 +148,20 @@ class _RowWriter:
             "num_steps": entry.num_steps,
             "outcome": entry.outcome.to_json(),
             "started_ns": entry.started_ns,
-            "metadata": overlay.apply_to(metadata) if overlay is not None else metadata,
+            "metadata": overlay.apply_to(record.metadata) if overlay is not None else record.metadata,
         }
-        return json.dumps(content, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # not from a recorder of ours: escaped, rather than no row for anybody
+            text = json.dumps(content, sort_keys=True, allow_nan=False)
+        return text
 
     def put_derived(self, rows: list[int]) -> None:
         """The stored horizon labels, NaN where a label is not known."""
         for slot in rows:
-            entry = self._visible.get(slot)
-            if entry is None:
+            entry = self._visible(slot)
+            if entry is None or not self._row(slot)[0]:
                 continue
             schema = self._schemas[entry.schema_revision]
             derived = [spec for spec in array_specs(schema).values() if spec.derived]
@@ -210,8 +207,7 @@ def _read_stamps(storage: Storage, spec: ArraySpec, entry: Entry) -> np.ndarray:
 
 
 def _put_metadata(storage: Storage, schemas: list[Schema], snapshot: Snapshot, root: dict[str, Any] | None) -> None:
-    # Deleted episodes count, so that the shape never shrinks.
-    slots, steps = snapshot.num_slots, max((entry.num_steps for entry in snapshot.decided.values()), default=0)
+    slots, steps = snapshot.num_slots, snapshot.longest
     arrays = {name: array_metadata(spec, slots, steps) for name, spec in array_specs(schemas[-1]).items()}
     for name in (METADATA, LENGTH):
         arrays[name] = index_metadata(name, slots)
@@ -248,7 +244,7 @@ def _empty(name: str) -> Any:
 
 
 def _index_spec(name: str) -> ArraySpec:
-    return ArraySpec(name, "int32" if name == LENGTH else "string", (), INDEX_ROWS, INDEX_ROWS)
+    return ArraySpec(name, "int32" if name == LENGTH else "string", (), INDEX_ROWS[name], INDEX_ROWS[name])
 
 
 def _encode_index(name: str, values: list[Any]) -> bytes:

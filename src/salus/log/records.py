@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .. import documents
 from ..errors import CorruptDataError
@@ -94,10 +95,27 @@ class Record:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CorruptDataError(f"record: not understood: {error!r}; {key}") from error
-        if record.slot != slot:
-            raise CorruptDataError(f"record: it is of slot {record.slot}, expected slot {slot}; {key}")
-        decided = record.status in ("committed", "salvaged", "aborted")
-        lengths_fit = isinstance(record.num_steps, int) and 0 <= record.num_steps < 2**31
-        if not decided or not lengths_fit or (record.num_steps > 0) != (record.status != "aborted"):
-            raise CorruptDataError(f"record: status {record.status!r} with {record.num_steps} steps; {key}")
+        problems = list(record._problems(slot))
+        if problems:
+            raise CorruptDataError(f"record: {'; '.join(problems)}; {key}")
         return record
+
+    def _problems(self, slot: int) -> Iterator[str]:
+        """What no recorder would have written."""
+        if self.slot != slot:
+            yield f"it is of slot {self.slot}, expected slot {slot}"
+        texts = {"uid": self.uid, "timestamp_source": self.timestamp_source}
+        yield from (f"{name} {value!r}" for name, value in texts.items() if not isinstance(value, str) or not value)
+        numbers = {"revision": self.schema_revision, "start": self.started_ns, "end": self.ended_ns}
+        numbers |= {f"size of {shard.key}": shard.size for shard in self.shards}
+        yield from (f"{name} {value!r}" for name, value in numbers.items() if type(value) is not int or value < 0)
+        if not isinstance(self.metadata, dict):
+            yield f"metadata {type(self.metadata).__name__}"
+        if type(self.num_steps) is not int or not 0 <= self.num_steps < 2**31:
+            yield f"length {self.num_steps!r}"
+        elif self.status not in get_args(Status) or (self.num_steps > 0) != (self.status != "aborted"):
+            yield f"status {self.status!r} with {self.num_steps} steps"
+        elif self.outcome.step is not None and self.outcome.step not in range(self.num_steps):
+            yield f"failure at step {self.outcome.step} of {self.num_steps}"
+        elif isinstance(self.outcome.step, bool):
+            yield f"failure at step {self.outcome.step}"

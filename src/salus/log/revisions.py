@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from .. import documents
-from ..errors import FormatError
+from ..errors import CorruptDataError, FormatError
 from ..layout import schema_key
 from ..schema import FORMAT, Schema
 from ..storage import Storage
@@ -38,5 +38,8 @@ def read_revisions(storage: Storage) -> list[Schema]:
                 f"open: the dataset is of format {version}, this salus reads up to {FORMAT}: "
                 f"a newer salus is needed; {storage.url}"
             )
+        if document.get("revision") != len(found):
+            key = schema_key(len(found))
+            raise CorruptDataError(f"schema: it is revision {document.get('revision')}, exchanged or copied; {key}")
         found.append(Schema.from_json(document.get("schema", {})))
     return found

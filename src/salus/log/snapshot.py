@@ -40,6 +40,7 @@ class Entry(NamedTuple):
         task: `metadata["task"]` where it is text.
         started_ns, ended_ns: Wall clock of the recording, nanoseconds since 1970.
         schema_revision: The revision that it was recorded under.
+        stored_bytes: Bytes of its shards.
         digest: Digest of the record.
     """
 
@@ -54,6 +55,7 @@ class Entry(NamedTuple):
     started_ns: int
     ended_ns: int
     schema_revision: int
+    stored_bytes: int
     digest: str
 
     @property
@@ -77,13 +79,14 @@ class Entry(NamedTuple):
             record.started_ns,
             record.ended_ns,
             record.schema_revision,
+            sum(shard.size for shard in record.shards),
             record.digest,
         )
 
     @classmethod
     def corrupt(cls, slot: int) -> Entry:
         """The row of a slot whose record does not hold."""
-        return cls(f"corrupt-slot-{slot}", slot, "corrupt", 0, "unknown", None, None, None, 0, 0, 0, "")
+        return cls(f"corrupt-slot-{slot}", slot, "corrupt", 0, "unknown", None, None, None, 0, 0, 0, 0, "")
 
     def amended(self, overlay: Overlay) -> Entry:
         """The row with the amendments in force."""
@@ -133,15 +136,35 @@ class Snapshot:
                 entries.append(entry.amended(overlay))
         return entries
 
-    @property
+    def visible(self, slot: int) -> Entry | None:
+        """The episode in a slot, as amended; None where there is none, or none that a reader sees."""
+        entry = self.decided.get(slot)
+        if entry is None or entry.status in ("aborted", "corrupt"):
+            return None
+        overlay = self.overlays.get(entry.uid)
+        if overlay is None:
+            return entry
+        return None if overlay.deleted else entry.amended(overlay)
+
+    @cached_property
+    def longest(self) -> int:
+        """Steps of the longest episode, deleted ones included."""
+        return max((entry.num_steps for entry in self.decided.values()), default=0)
+
+    @cached_property
     def num_slots(self) -> int:
         """One more than the highest slot with a record."""
         return max(self.decided, default=-1) + 1
 
-    @property
+    @cached_property
     def open_slots(self) -> list[int]:
         """Slots below `num_slots` without a readable record: still recording, left by a crash, or corrupt."""
         return [slot for slot in range(self.num_slots) if not self._holds(slot)]
+
+    @property
+    def num_facts(self) -> int:
+        """Readable records and amendments: what a checkpoint saves reading."""
+        return self.num_slots - len(self.open_slots) + len(self.amendments)
 
     def _holds(self, slot: int) -> bool:
         entry = self.decided.get(slot)
@@ -150,10 +173,12 @@ class Snapshot:
     def to_json(self) -> dict[str, Any]:
         """The columns of all readable entries, and the amendments: the content of a checkpoint or a tag."""
         entries = [self.decided[slot] for slot in sorted(self.decided) if self._holds(slot)]
+        corrupt = [slot for slot in sorted(self.decided) if not self._holds(slot)]
         columns = zip(*entries, strict=True) if entries else ([] for _ in Entry._fields)
         return {
             "num_slots": self.num_slots,
             "open_slots": self.open_slots,
+            "corrupt_slots": corrupt,
             "columns": {name: list(values) for name, values in zip(Entry._fields, columns, strict=True)},
             "amendments": [amendment.to_json() for amendment in self.amendments],
         }
@@ -197,13 +222,18 @@ def load(storage: Storage, known: Snapshot | None = None) -> Snapshot:
     return Snapshot(decided, amendments)
 
 
-def sync_log(storage: Storage) -> None:
+def sync_log(storage: Storage, slots: Iterable[int] | None = None) -> None:
     """Make durable what was just read of the log, before anything is built from it that must not outlive it.
+
+    Args:
+        storage: The dataset.
+        slots: The records that matter; all, unless given.
 
     Raises:
         CommitUnknownError: The storage did not confirm it.
     """
-    for folder in ("schema", "amendments", *(f"log/{number}" for number in log_folders(storage))):
+    folders = log_folders(storage) if slots is None else sorted({slot // SLOTS_PER_FOLDER for slot in slots})
+    for folder in ("schema", "amendments", *(f"log/{number}" for number in folders)):
         storage.sync(f"{PRIVATE}/{folder}")
 
 
@@ -255,8 +285,8 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot) -> None:
         RecordingError: The storage refused.
     """
     number, newest = _newest_checkpoint(storage)
-    grown = len(snapshot.decided) - len(newest.decided)
-    if len(snapshot.decided) < CHECKPOINT_MIN_RECORDS or grown < CHECKPOINT_GROWTH * len(snapshot.decided):
+    grown = snapshot.num_facts - newest.num_facts
+    if snapshot.num_facts < CHECKPOINT_MIN_RECORDS or grown < CHECKPOINT_GROWTH * snapshot.num_facts:
         return
     while True:
         sync_log(storage)

@@ -8,14 +8,16 @@ from .. import documents
 from ..errors import AlreadyExistsError, CorruptDataError, NotFoundError
 from ..layout import PRIVATE, tag_key
 from ..storage import Storage
-from .snapshot import Snapshot, sync_log
+from .snapshot import Entry, Snapshot, sync_log
 
 
 def put_tag(storage: Storage, name: str, snapshot: Snapshot, *, author: str) -> None:
-    """Raises AlreadyExistsError, CorruptDataError (a record that does not hold cannot be embedded), RecordingError."""
-    corrupt = [entry.slot for entry in snapshot.entries if entry.status == "corrupt"]
-    if corrupt:
-        raise CorruptDataError(f"tag {name!r}: the record of slot {corrupt[0]} does not hold, so it cannot be tagged")
+    """Embed `snapshot` under `name`. Slots whose record does not hold are named in it, as corrupt.
+
+    Raises:
+        AlreadyExistsError: The tag is there.
+        RecordingError: The storage refused.
+    """
     document = {"name": name, "author": author, "time_ns": time.time_ns(), **snapshot.to_json()}
     sync_log(storage)
     try:
@@ -33,7 +35,12 @@ def read_tag(storage: Storage, name: str) -> Snapshot:
     if body is None:
         known = ", ".join(map(repr, list_tags(storage))) or "none"
         raise NotFoundError(f"open: no tag {name!r}, the dataset has {known}; {storage.url}")
-    return Snapshot.from_json(documents.unseal(body, key=key), key=key)
+    document = documents.unseal(body, key=key)
+    if document.get("name") != name:
+        raise CorruptDataError(f"tag: it is {document.get('name')!r}, exchanged or copied; {key}")
+    snapshot = Snapshot.from_json(document, key=key)
+    corrupt = {slot: Entry.corrupt(slot) for slot in document.get("corrupt_slots", [])}
+    return Snapshot({**snapshot.decided, **corrupt}, snapshot.amendments)
 
 
 def list_tags(storage: Storage) -> list[str]:

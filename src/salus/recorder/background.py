@@ -81,6 +81,13 @@ class Background:
         self._thread.join()
         self._pool.shutdown()
 
+    def stop(self) -> None:
+        """Stop after what is queued, without waiting for it."""
+        with self._room:
+            self._closed = True
+            self._queue.put(None)
+        self._pool.shutdown(wait=False)
+
     def _run(self) -> None:
         tick = time.monotonic()
         while True:

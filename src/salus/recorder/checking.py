@@ -58,9 +58,13 @@ class StepChecker:
         problems: list[str] = []
         given = self._named(values, more, problems, whole)
         stored: Stored = {}
+        absent: list[str] = []
         for name, feature in self.features.items():
             if name not in given and not feature.nullable:
                 problems.append(f"{name!r}: missing")
+                continue
+            if name not in given and whole:
+                absent.append(name)
                 continue
             try:
                 if feature.nullable:
@@ -68,6 +72,11 @@ class StepChecker:
                 self._store(name, feature, given.get(name), whole, stored)
             except InvalidInputError as error:
                 problems.append(f"{name!r}: {error}")
+        for name in absent:  # a nullable feature that was left out carries no value at any step
+            num_steps = max((len(array) for array in stored.values()), default=0)
+            spec = self.specs[name]
+            stored[f"{name}.valid"] = np.zeros(num_steps, bool)
+            stored[name] = np.full((num_steps, *spec.stored_step_shape), spec.fill_value, spec.numpy_dtype)
         lengths = {name: len(array) for name, array in stored.items()}
         num_steps = max(lengths.values(), default=0)
         for name, length in lengths.items():
@@ -202,7 +211,7 @@ def _checked_array(feature: Feature, value: Any, leading: int) -> np.ndarray:
     shapes = [feature.shape, feature.other_layout_shape] if isinstance(feature, Image) else [feature.shape]
     if array.ndim < leading or array.shape[leading:] not in shapes:
         steps = "(T, …) with a step of " if leading else ""
-        raise InvalidInputError(f"got shape {array.shape}, expected {steps}{feature.shape}")
+        raise InvalidInputError(f"got shape {array.shape}, expected {steps}{' or '.join(map(str, shapes))}")
     target = np.dtype(feature.dtype)
     if array.dtype.kind in "iu" and target.kind in "iu" and array.size:
         limits = np.iinfo(target)
@@ -210,8 +219,12 @@ def _checked_array(feature: Feature, value: Any, leading: int) -> np.ndarray:
             if not limits.min <= extreme <= limits.max:
                 raise InvalidInputError(f"got {extreme}, which {target.name} cannot hold")
     if target.kind == "f":
-        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, and is refused as that
-            array = array.astype(target, copy=False)
+        with np.errstate(over="ignore"):
+            cast = array.astype(target, copy=False)
+        overflow = np.isinf(cast) & ~np.isinf(array)
+        if overflow.any():
+            raise InvalidInputError(f"got {array[overflow].flat[0]:g}, which {target.name} cannot hold")
+        array = cast
         if not feature.allow_nan and not np.isfinite(array).all():
             first = int(np.flatnonzero(~np.isfinite(array))[0])
             place = tuple(int(axis) for axis in np.unravel_index(first, array.shape))
@@ -230,4 +243,7 @@ def _check_dtype(feature: Feature, array: np.ndarray) -> None:
         both_integers = array.dtype.kind in "iu" and target.kind in "iu"
         fits = both_integers or (array.dtype.kind in "biuf" and np.can_cast(array.dtype, target, "same_kind"))
     if not fits:
-        raise InvalidInputError(f"got dtype {array.dtype}, expected {feature.dtype}")
+        hint = ""
+        if isinstance(feature, Image) and array.dtype.kind == "f":
+            hint = "; for values from 0 to 1: (image * 255).round().astype(np.uint8)"
+        raise InvalidInputError(f"got dtype {array.dtype}, expected {feature.dtype}{hint}")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..codecs import encode_chunk
-from ..errors import InvalidInputError, RecordingError
+from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, RecordingError
 from ..labels import Outcome, Result
 from ..log.records import Record
 from ..log.snapshot import Entry
@@ -135,7 +135,7 @@ class EpisodeWriter:
     def _add(self, stored: Stored, timestamp_source: str) -> None:
         """Queue consecutive steps that lie in one segment."""
         images = {name: stored[name] for name, spec in self._specs.items() if spec.chunk_steps == 1}
-        cost = sum(values.nbytes for values in images.values())
+        cost = sum(_size(values) for values in stored.values())
         self._background.wait_for_room(cost)
         try:
             self._queue(stored, images, cost)
@@ -228,7 +228,7 @@ class EpisodeWriter:
 
         Args:
             outcome: How it ended, unless `succeed` or `fail` said so. `"failure"` alone is a failure at an unknown
-                step, of which no label is known; `fail(kind, step=…)` says more.
+                step, of which no label is known, unless `fail(kind, step=…)` said more.
 
         Returns:
             The episode's row in the episode table.
@@ -241,15 +241,27 @@ class EpisodeWriter:
         """
         self._check_process("commit")
         with self._lock:
-            self._check_recording("commit")
+            try:
+                self._check_recording("commit")
+            except RecordingError:
+                if self._error is not None:
+                    self._give_up()
+                raise
             if outcome is not None:
-                new = Outcome.of(outcome)
-                new.check(num_steps=max(self._num_steps, 1), kinds=self._schema.failure_kinds)
-                self._outcome = new
+                self._outcome = self._merged_outcome(Outcome.of(outcome))
             if self._num_steps == 0:
                 self.discard(reason="no step was appended")
                 raise InvalidInputError(f"commit: no step was appended, so episode {self.uid} was aborted")
             return self._end("committed")
+
+    def _merged_outcome(self, new: Outcome) -> Outcome:
+        """The outcome given to `commit`, with what `succeed` or `fail` said before."""
+        new.check(num_steps=max(self._num_steps, 1), kinds=self._schema.failure_kinds)
+        if new == Outcome(new.result) and self._outcome.result == new.result:
+            return self._outcome  # the same in fewer words
+        if self._outcome.result not in ("unknown", new.result):
+            raise InvalidInputError(f"outcome: got {new.result!r}, but it said {self._outcome.result!r} before")
+        return new
 
     def discard(self, *, reason: str = "") -> None:
         """End the episode and do not keep it.
@@ -294,6 +306,12 @@ class EpisodeWriter:
                 self._on_end(self)
         self._state = self._ending
         return entry
+
+    def _give_up(self) -> None:
+        """Writing failed: hold no files and no lock any more. `discard` may still mark the episode as aborted."""
+        self._state = "failed"
+        self._files.close()
+        self._on_end(self)
 
     def _deciding(self, state: State, reason: str | None) -> Callable[[], Entry]:
         """The job that ends the episode, on the writing thread."""
@@ -357,12 +375,29 @@ class EpisodeWriter:
         if self._state in ("committed", "discarded"):
             return
         if error is None:
-            self.commit()
+            self.commit_or_discard()
         elif os.getpid() == self._pid:
-            try:
-                self.discard(reason=f"{type(error).__name__}: {error}")
-            except RecordingError as failed:
-                error.add_note(f"salus: the episode could not be marked as aborted either: {failed}")
+            self._discard_after(error)
+
+    def commit_or_discard(self, outcome: Outcome | None = None) -> Entry:
+        """Commit; where that fails, mark the episode as aborted, for callers who have no handle to do so later."""
+        try:
+            return self.commit(outcome)
+        except (RecordingError, KeyboardInterrupt) as error:
+            self._discard_after(error)
+            raise
+
+    def _discard_after(self, error: BaseException) -> None:
+        if self._state == "discarded" or isinstance(error, EpisodeFencedError | CommitUnknownError):
+            return  # decided, or not known: nothing is to be aborted
+        try:
+            self.discard(reason=f"{type(error).__name__}: {error}")
+        except RecordingError as failed:
+            error.add_note(f"salus: the episode could not be marked as aborted: {failed}")
 
     def __repr__(self) -> str:
         return f"<salus.EpisodeWriter {self.uid}: {self._state}, {self._num_steps} steps>"
+
+
+def _size(values: np.ndarray) -> int:
+    return sum(map(len, values)) if values.dtype == object else values.nbytes

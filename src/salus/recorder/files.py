@@ -60,10 +60,16 @@ class EpisodeFiles:
         self._segment = 0
         self._pending = Pending()
         self._flushed = time.monotonic()
+        self._new_files = True
         self._folder.mkdir(parents=True)
-        self._journal = JournalWriter(self._folder)
-        self._journal.add({"type": "start", "slot": slot, **start})
+        self._journal: JournalWriter | None = None
         _open_files.add(self)
+        try:
+            self._journal = JournalWriter(self._folder)
+            self._journal.add({"type": "start", "slot": slot, **start})
+        except OSError:
+            self._remove()
+            raise
 
     def write_steps(self, first: int, rows: Mapping[str, np.ndarray], images: Mapping[str, list[bytes]]) -> None:
         """Write consecutive steps of one segment.
@@ -87,8 +93,8 @@ class EpisodeFiles:
         self.flush_if_due()
 
     def flush_if_due(self) -> None:
-        """Make what was written durable, at least every half second."""
-        if self._pending.count and time.monotonic() - self._flushed >= FLUSH_INTERVAL_S:
+        """Make what was written durable; asked twice per interval, so that no step waits longer than it."""
+        if self._pending.count and time.monotonic() - self._flushed >= FLUSH_INTERVAL_S / 2:
             self._flush()
 
     def _flush(self) -> None:
@@ -107,12 +113,19 @@ class EpisodeFiles:
             "arrays": {name: len(body) for name, body in arrays.items()},
             "texts": texts,
         }
-        self._journal.add(frame, b"".join(arrays[name] for name in sorted(arrays)))
-        self._journal.sync()
-        self._storage.make_folder(self._folder.parent)
-        self._storage.sync_folder(self._folder, journal_folder(self.slot))
-        self._storage.sync_folder(self._folder.parent, journal_folder(self.slot))
+        self._add_frame(frame, b"".join(arrays[name] for name in sorted(arrays)))
+        if self._journal is not None:
+            self._journal.sync()
+        if self._new_files:
+            self._storage.make_folder(self._folder.parent)
+            self._storage.sync_folder(self._folder, journal_folder(self.slot))
+            self._storage.sync_folder(self._folder.parent, journal_folder(self.slot))
+            self._new_files = False
         self._flushed = time.monotonic()
+
+    def _add_frame(self, document: dict[str, Any], rows: bytes = b"") -> None:
+        if self._journal is not None:
+            self._journal.add(document, rows)
 
     def finish_segment(self, rows: Mapping[str, np.ndarray]) -> None:
         """Complete all shards of the current segment and put them in place.
@@ -139,7 +152,7 @@ class EpisodeFiles:
         self._finished += infos
         # The shards hold these steps now, so the journal needs no copy of them.
         self._pending = Pending()
-        self._journal.add({"type": "segment", "segment": self._segment, "shards": [info.to_json() for info in infos]})
+        self._add_frame({"type": "segment", "segment": self._segment, "shards": [info.to_json() for info in infos]})
         self._segment += 1
 
     def commit(self, record: Record) -> Entry:
@@ -171,7 +184,8 @@ class EpisodeFiles:
 
     def close(self) -> None:
         """Give up all descriptors, and the lock on the journal."""
-        self._journal.close()
+        if self._journal is not None:
+            self._journal.close()
         for shard in self._shards.values():
             shard.close()
 
@@ -182,6 +196,7 @@ class EpisodeFiles:
             path = self._folder / f"{name}.{self._segment}.shard"
             shard = ShardWriter(path, spec.shard_key(self.slot, self._segment), spec.chunks_per_shard)
             self._shards[name] = shard
+            self._new_files = True
         return shard
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 import threading
 import time
+import warnings
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -15,8 +19,10 @@ import numpy as np
 from ..dataset import Dataset
 from ..errors import InvalidInputError, RecordingError, SalusError
 from ..labels import Outcome, Result
+from ..layout import record_key
 from ..log.claims import claim_slot
 from ..log.publish import publish
+from ..log.records import Record
 from ..log.snapshot import Entry, Snapshot, write_checkpoint
 from ..metadata import check_metadata
 from ..schema import TIMESTAMP
@@ -53,6 +59,10 @@ class Recorder:
                 f"recorder: got {type(dataset).__name__}, expected a dataset; salus.open(path, mode='a')"
             )
         dataset.check_writable("record")
+        if threads < 1 or queue_bytes < 1:
+            raise InvalidInputError(f"recorder: got threads={threads}, queue_bytes={queue_bytes}, expected at least 1")
+        if isinstance(bgr, str):
+            raise InvalidInputError(f"bgr: got the text {bgr!r}, expected several names, such as [{bgr!r}]")
         self._schema = dataset.schema
         self._revision = dataset.schema_revision
         self._storage = _local(dataset)
@@ -64,6 +74,7 @@ class Recorder:
         self._pid = os.getpid()
         self._background = Background(budget_bytes=queue_bytes, threads=threads, tick=_flusher(weakref.ref(self)))
         self._publisher = _Publisher(self._storage)
+        self._abandoned = weakref.finalize(self, _abandon, self._background, self._publisher, self._open, self._pid)
 
     @property
     def open_episodes(self) -> list[EpisodeWriter]:
@@ -71,11 +82,11 @@ class Recorder:
         with self._lock:
             return [episode for episode in self._open.values() if episode.state == "recording"]
 
-    def episode(self, metadata: Mapping[str, Any] | None = None, /, **more: Any) -> EpisodeWriter:
+    def episode(self, metadata: Mapping[str, Any] | None = None, **more: Any) -> EpisodeWriter:
         """Start an episode as a block: `with recorder.episode(task="...") as episode:`. Same as `start`."""
         return self.start(metadata, **more)
 
-    def start(self, metadata: Mapping[str, Any] | None = None, /, **more: Any) -> EpisodeWriter:
+    def start(self, metadata: Mapping[str, Any] | None = None, **more: Any) -> EpisodeWriter:
         """Start an episode.
 
         Args:
@@ -104,7 +115,9 @@ class Recorder:
         try:
             files = EpisodeFiles(self._storage, specs, slot, start)
         except OSError as error:
-            raise RecordingError(f"start: {error.strerror}; {error.filename}") from error
+            with suppress(SalusError):  # so that the slot does not look as if somebody recorded into it
+                self._storage.put_new(record_key(slot), Record(slot, uid, "aborted", reason=str(error)).to_bytes())
+            raise RecordingError(f"start: {error.strerror}; {error.filename or self._storage.url}") from error
         episode = EpisodeWriter(
             uid=uid,
             slot=slot,
@@ -159,7 +172,7 @@ class Recorder:
         episode.add_whole(
             {**stored, TIMESTAMP: stamps}, num_steps, timestamp_source="rate" if timestamp_ns is None else "caller"
         )
-        return episode.commit(ending)
+        return episode.commit_or_discard(ending)
 
     def _ended(self, episode: EpisodeWriter) -> None:
         with self._lock:
@@ -197,13 +210,16 @@ class Recorder:
         if self._closed or os.getpid() != self._pid:
             return []
         self._closed = True
-        still_open = self.open_episodes
-        try:
-            for episode in still_open:
-                episode.discard(reason=reason)
-        finally:
-            self._background.close()
-            self._publisher.close()
+        self._abandoned.detach()
+        still_open, failures = self.open_episodes, []
+        ends: list[Callable[[], None]] = [functools.partial(episode.discard, reason=reason) for episode in still_open]
+        for end in [*ends, self._background.close, self._publisher.close]:
+            try:
+                end()
+            except SalusError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         return still_open
 
     def __enter__(self) -> Recorder:
@@ -215,7 +231,10 @@ class Recorder:
         if error is None:
             self.close()
         else:
-            self._close(f"{type(error).__name__}: {error}")
+            try:
+                self._close(f"{type(error).__name__}: {error}")
+            except SalusError as failed:
+                error.add_note(f"salus: closing the recorder failed as well: {failed}")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self.open_episodes)} open episodes"
@@ -230,6 +249,7 @@ class _Publisher:
         self._wanted = threading.Event()
         self._stop = threading.Event()
         self._snapshot: Snapshot | None = None
+        self._checkpointed = 0
         self._thread = threading.Thread(target=self._run, name="salus-publish", daemon=True)
         self._thread.start()
 
@@ -244,16 +264,35 @@ class _Publisher:
             self._wanted.clear()
             try:
                 self._snapshot = publish(self._storage, known=self._snapshot)
+                if self._snapshot.num_facts >= 1.1 * self._checkpointed + 64:
+                    write_checkpoint(self._storage, self._snapshot)
+                    self._checkpointed = self._snapshot.num_facts
             except SalusError:
                 # Nothing is lost by being behind: the next round, or the last one in `close`, does it or raises.
                 self._wanted.set()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self._stop.set()
         self._wanted.set()
+
+    def close(self) -> None:
+        self.stop()
         self._thread.join()
         self._snapshot = publish(self._storage, known=self._snapshot)
         write_checkpoint(self._storage, self._snapshot)
+
+
+def _abandon(background: Background, publisher: _Publisher, episodes: dict[str, EpisodeWriter], pid: int) -> None:
+    """The recorder was dropped, or the program ended, without `close()`: say so, and what is lost."""
+    if os.getpid() != pid:
+        return
+    lost = [episode for episode in episodes.values() if episode.state == "recording"]
+    what = "".join(f"; episode {episode.uid} was never committed: {episode.num_steps} steps" for episode in lost)
+    warnings.warn(f"salus: a recorder was not closed (use it in a `with` block){what}", ResourceWarning, stacklevel=2)
+    if lost:  # a ResourceWarning is silent by default, and lost data must not be
+        sys.stderr.write(f"salus: a recorder was not closed{what}; call commit(), or use a `with` block\n")
+    publisher.stop()
+    background.stop()
 
 
 def _flusher(recorder: weakref.ref[Recorder]) -> Any:
@@ -270,6 +309,9 @@ def _merged(metadata: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict
         raise InvalidInputError(
             f"metadata: got {type(metadata).__name__} {metadata!r}, expected a mapping or keywords, such as task='...'"
         )
+    for name in more.keys() & {"outcome", "timestamp_ns"}:
+        where = {"outcome": "commit()", "timestamp_ns": "append()"}[name]
+        raise InvalidInputError(f"metadata: {name!r} is no metadata here; give it to {where}")
     return check_metadata({**(metadata or {}), **more})
 
 

@@ -56,7 +56,7 @@ def open_local(path: str | os.PathLike[str]) -> LocalStorage:
         raise InvalidInputError(
             f"path: got {text!r}, expected a local path; object stores (S3, GCS, Azure) come with a later version"
         )
-    return LocalStorage(Path(text.removeprefix("file://")).absolute())
+    return LocalStorage(Path(os.path.abspath(Path(text.removeprefix("file://")).expanduser())))
 
 
 class LocalStorage:
@@ -85,7 +85,7 @@ class LocalStorage:
             self.make_folder(target.parent)
             temporary = _write_temporary(target, body)
         try:
-            self._place(temporary, target, key, same=lambda: _read_file(target, key) == body)
+            self._place(temporary, target, key, same=lambda: _read_file(target, key) == body, remove=True)
         finally:
             with suppress(OSError):  # a left-over temporary file is garbage, never data
                 temporary.unlink()
@@ -96,7 +96,7 @@ class LocalStorage:
             self.make_folder(target.parent)
         self._place(source, target, key, same=lambda: os.path.samefile(source, target))
 
-    def _place(self, source: Path, target: Path, key: str, *, same: Callable[[], bool]) -> None:
+    def _place(self, source: Path, target: Path, key: str, *, same: Callable[[], bool], remove: bool = False) -> None:
         try:
             _link(source, target)
         except OSError as error:
@@ -111,6 +111,9 @@ class LocalStorage:
             if found:
                 raise AlreadyExistsError(f"put {key}: another object is there; {target}") from error
             raise _refused(error, key, target) from error
+        if remove:
+            with suppress(OSError):
+                source.unlink()
         self.sync_folder(target.parent, key)
 
     def put(self, objects: Mapping[str, bytes]) -> None:
@@ -153,10 +156,11 @@ class LocalStorage:
     def _check_folder(self, folder: Path) -> None:
         """Raise CorruptDataError where a folder on the way from the root is a symbolic link, which may lead outside."""
         while folder != self.root and folder not in self._plain:
-            if folder.is_symlink():
-                raise CorruptDataError(f"a symbolic link, expected a plain folder; {folder}")
-            if folder.is_dir():
-                self._plain.add(folder)
+            with _reading(str(folder)):
+                if folder.is_symlink():
+                    raise CorruptDataError(f"a symbolic link, expected a plain folder; {folder}")
+                if folder.is_dir():
+                    self._plain.add(folder)
             folder = folder.parent
 
     def sync(self, folder: str) -> None:
@@ -177,7 +181,8 @@ class LocalStorage:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         _held_locks.add(descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with _refusals("_salus/publish.lock", path):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             _held_locks.discard(descriptor)

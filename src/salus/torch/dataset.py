@@ -43,6 +43,7 @@ class WindowDataset(TorchDataset[Sample]):
     Raises:
         InvalidInputError: Bad offsets, or a mask of the wrong shape.
         NotFoundError: An unknown feature, or one that some episodes do not have.
+        CorruptDataError: The record of an episode does not hold.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class WindowDataset(TorchDataset[Sample]):
         where: Callable[[Episode], np.ndarray] | None = None,
         transform: Transform | None = None,
     ) -> None:
+        if not isinstance(view, DatasetView):
+            raise InvalidInputError(f"windows: got {type(view).__name__}, expected a dataset: salus.open(path)")
         if not windows or not isinstance(windows, Mapping):
             raise InvalidInputError(
                 f"windows: got {windows!r}, expected features with offsets, such as {{'states': [0]}}"
@@ -61,10 +64,17 @@ class WindowDataset(TorchDataset[Sample]):
         self._windows = {name: parse_offsets(name, offsets) for name, offsets in windows.items()}
         self._texts = {name for name, feature in view.schema.features.items() if isinstance(feature, Text)}
         self._transform = transform
+        view.check_sound()
+        taken = {"episode", "step"} | {f"{name}_is_pad" for name, (_, single) in self._windows.items() if not single}
         for name in self._windows:
             view.check_feature(name)
+            if name in taken:
+                raise InvalidInputError(f"windows: a feature called {name!r} would hide the {name!r} of the sample")
         valid = None if where is None else [_checked_mask(episode, where(episode)) for episode in view]
         self._index = WindowIndex([entry.num_steps for entry in view.episodes], valid)
+        if not len(self._index):
+            why = "where= leaves no step" if len(view) else "the view has no episodes (refresh()? an empty part?)"
+            raise InvalidInputError(f"windows: no samples: {why}; {view.url}")
 
     def __len__(self) -> int:
         return len(self._index)
@@ -118,7 +128,12 @@ class EpisodeDataset(TorchDataset[Sample]):
         self, view: DatasetView, features: Iterable[str] | None = None, *, transform: Transform | None = None
     ) -> None:
         self.view = view
+        if isinstance(features, str):
+            raise InvalidInputError(
+                f"features: got the text {features!r}, expected several names, such as [{features!r}]"
+            )
         self._features = tuple(features) if features is not None else tuple(view.schema.features)
+        view.check_sound()
         self._transform = transform
         for name in self._features:
             view.check_feature(name)
