@@ -35,7 +35,7 @@ test-newest: .venv-newest/.ready  ## the core, without torch, on the newest Pyth
 .venv-newest/.ready: pyproject.toml
 	$(if $(PYTHON_NEWEST),,$(error make test-newest: no python3.13 on the PATH))
 	$(PYTHON_NEWEST) -m venv .venv-newest
-	.venv-newest/bin/pip install --quiet --disable-pip-version-check --editable '.[pandas]' hypothesis pytest pytest-xdist
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check --editable '.[pandas]' hypothesis pytest pytest-timeout pytest-xdist
 	touch $@
 
 check: format lint types layers docs test test-newest  ## everything that CI checks

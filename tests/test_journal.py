@@ -50,6 +50,8 @@ def killed(path: Path) -> tuple[Path, int, int]:
     ours, theirs = context.Pipe()
     process = context.Process(target=record_until_killed, args=(path, theirs), daemon=True)
     process.start()
+    theirs.close()  # so that a child that dies is seen, and not waited for
+    assert ours.poll(60)
     slot, appended = ours.recv(), []
     while not appended or appended[-1][1] - appended[0][1] < 1.3:
         assert ours.poll(30)
