@@ -20,7 +20,7 @@ class Background:
     """Runs jobs one after the other on one thread, and encodes on a few others.
 
     Args:
-        budget_bytes: Bytes of images that may wait; see `wait_for_room`.
+        budget_bytes: Bytes of steps that may wait; see `wait_for_room`.
         threads: Encoding threads.
         tick: Called about four times a second, on the writing thread.
 

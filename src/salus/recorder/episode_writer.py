@@ -103,7 +103,7 @@ class EpisodeWriter:
                 of the step is kept, and the episode goes on.
             RecordingError: The episode has ended, or writing failed (the disk is full); nothing more can be added.
 
-        Cost: a copy of the step; waits only while more than the recorder's `queue_bytes` of images wait.
+        Cost: a copy of the step; waits only while more than the recorder's `queue_bytes` of steps wait.
         """
         self._check_process("append")
         with self._lock:
@@ -310,7 +310,10 @@ class EpisodeWriter:
     def _give_up(self) -> None:
         """Writing failed: hold no files and no lock any more. `discard` may still mark the episode as aborted."""
         self._state = "failed"
-        self._files.close()
+        try:
+            self._background.start(self._files.close).result()  # in its turn: a job may still write to them
+        except RecordingError:  # the writing thread has stopped, so nobody does
+            self._files.close()
         self._on_end(self)
 
     def _deciding(self, state: State, reason: str | None) -> Callable[[], Entry]:

@@ -10,7 +10,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -162,8 +162,7 @@ class EpisodeFiles:
             EpisodeFencedError: Another process decided the slot first.
             CommitUnknownError: The storage did not say.
         """
-        body = Record(**{**vars(record), "shards": tuple(self._finished)}).to_bytes()
-        return self._decide(body)
+        return self._decide(replace(record, shards=tuple(self._finished)).to_bytes())
 
     def abort(self, record: Record) -> Entry:
         """Write an aborted record, and remove what was in progress. Finished shards stay for garbage collection."""

@@ -42,7 +42,7 @@ class Recorder:
     Args:
         dataset: Opened for writing: `salus.create(...)`, or `salus.open(..., mode="a")`.
         bgr: Names of RGB image features whose images arrive as BGR (OpenCV); they are stored as RGB.
-        queue_bytes: Bytes of images that may wait for the encoder; `append` waits while there are more.
+        queue_bytes: Bytes of steps that may wait for the encoder; `append` waits while there are more.
         threads: Encoding threads.
 
     Raises:
