@@ -95,7 +95,9 @@ def test_exchanged_tags_and_revisions_are_found(path: Path, dataset: salus.Datas
         salus.open(path)
 
 
-def test_metadata_of_any_size_that_is_accepted_can_be_published(path: Path) -> None:
+def test_metadata_of_any_size_that_is_accepted_can_be_published(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An eighth of the real cap on a chunk of text, and about an eighth of what 64 rows may hold at most.
+    monkeypatch.setattr("salus.codecs.MAX_TEXT_CHUNK_BYTES", 33 * 2**20)
     schema = salus.Schema({"q": salus.Feature()}, rate_hz=10)
     with salus.Recorder(salus.create(path, schema)) as recorder:
         for number in range(70):

@@ -46,6 +46,11 @@ def test_numpy_semantics(dataset: salus.Dataset, source: list[Any], name: str, i
     assert got.dtype == expected.dtype
 
 
+def test_an_integer_and_a_list_around_a_slice_put_their_axis_first(dataset: salus.Dataset, source: list[Any]) -> None:
+    got = dataset[3]["images"][4, :, [0, 5], 1:3]
+    np.testing.assert_array_equal(got, source[3]["images"][4, :, [0, 5], 1:3])
+
+
 def test_bounds_and_unknown_names(dataset: salus.Dataset) -> None:
     with pytest.raises(IndexError, match=r"step 33: out of range.*33 steps"):
         dataset[3]["states"][33]
