@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import errors, labels, schema
-from .dataset import Dataset, DatasetView
+from .dataset import Dataset
 from .episode import Episode
 from .errors import (
     AlreadyExistsError,
@@ -25,6 +25,7 @@ from .labels import Outcome
 from .opening import create, open
 from .recorder import Recorder
 from .schema import Feature, Image, Schema, Text
+from .view import DatasetView
 
 if TYPE_CHECKING:
     from . import torch as torch

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..dataset import DatasetView
 from ..episode import Episode
 from ..errors import InvalidInputError
 from ..opening import open
 from ..torch import Sample, WindowDataset
+from ..view import DatasetView
 
 
 class SALUSMVPDataset(WindowDataset):

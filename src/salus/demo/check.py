@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dataset import DatasetView
 from ..episode import Episode
 from ..errors import CorruptDataError
+from ..view import DatasetView
 
 
 def check_episodes(view: DatasetView, path: Path) -> Iterator[Episode]:

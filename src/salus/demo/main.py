@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..dataset import Dataset, DatasetView
+from ..dataset import Dataset
 from ..errors import InvalidInputError
 from ..opening import open
+from ..view import DatasetView
 from .check import Size, check_episodes, size_of
 
 LOAD_BATCH = 64

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
 
-from ..dataset import DatasetView
 from ..errors import RecordingError
 from ..labels import Outcome
 from ..opening import create, open
 from ..recorder import Recorder
 from ..schema import SALUS, Feature, Schema
+from ..view import DatasetView
 from .sim import ACTION_NAMES, RATE_HZ, SIGNAL_NAMES, STATE_NAMES, PickAndPlace
 
 TASK = "pick up the block and put it on the target"

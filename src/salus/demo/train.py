@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..dataset import DatasetView
 from ..episode import Episode
 from ..torch import WindowDataset
+from ..view import DatasetView
 
 HISTORY = 16
 BATCH_SIZE = 256

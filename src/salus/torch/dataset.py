@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from ..dataset import DatasetView
 from ..episode import Episode
 from ..errors import InvalidInputError
 from ..schema import Text
+from ..view import DatasetView
 from ..windows import WindowIndex, parse_offsets
 
 Sample: TypeAlias = dict[str, Any]

@@ -1,0 +1,332 @@
+"""Views: some episodes of one snapshot, for choosing, splitting and reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+
+from . import sampling
+from .episode import Episode
+from .errors import CorruptDataError, InvalidInputError, NotFoundError, SalusError, did_you_mean
+from .gather import Reader
+from .labels import Outcome, Result
+from .layout import ArraySpec, array_specs
+from .log.snapshot import Entry, Snapshot
+from .schema import Schema
+from .table import EpisodeTable
+
+LABELS = ("labels", "labels_mask")
+STATUSES = ("committed", "salvaged", "corrupt")
+
+
+class DatasetView(Sequence[Episode]):
+    """Some episodes of one snapshot, in order. No data is read until it is asked for; views are cheap.
+
+    Made by `dataset.select(...)`, `dataset.split(...)`, `dataset[10:20]`; `salus.open` gives the view of all.
+
+    Thread-safety: reading is safe. Fork and pickle: both work; a forked or spawned worker reads the same snapshot.
+    """
+
+    def __init__(
+        self, reader: Reader, schemas: list[Schema], snapshot: Snapshot, entries: list[Entry], part: str = ""
+    ) -> None:
+        self._reader = reader
+        self._part = part
+        self._schemas = schemas
+        self._snapshot = snapshot
+        self._entries = entries
+
+    @property
+    def schema(self) -> Schema:
+        """The newest revision of the schema."""
+        return self._schemas[-1]
+
+    @property
+    def schema_revision(self) -> int:
+        """The number of that revision."""
+        return len(self._schemas) - 1
+
+    @property
+    def url(self) -> str:
+        """Where the dataset is."""
+        return self._reader.storage.url
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all episodes together."""
+        return sum(entry.num_steps for entry in self._entries)
+
+    @property
+    def episodes(self) -> EpisodeTable:
+        """The episode table."""
+        return EpisodeTable(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, episode: object) -> bool:
+        """Whether an episode, or the episode of a uid, is among these."""
+        return (episode.uid if isinstance(episode, Episode) else episode) in self._rows_by_uid
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self._episode(entry) for entry in self._entries)
+
+    @overload
+    def __getitem__(self, key: int | str) -> Episode: ...
+    @overload
+    def __getitem__(self, key: slice) -> DatasetView: ...
+    def __getitem__(self, key: int | str | slice) -> Episode | DatasetView:
+        """An episode by its number (negative from the end) or uid, or a view of a slice.
+
+        Raises:
+            IndexError: No such number.
+            NotFoundError: No such uid.
+            CorruptDataError: The episode's record does not hold.
+        """
+        if isinstance(key, slice):
+            return self._view(self._entries[key])
+        return self._episode(self._entries[self._row(key)])
+
+    def _episode(self, entry: Entry) -> Episode:
+        schema = self._schemas[entry.schema_revision]
+        return Episode(self._reader, entry, schema, self._snapshot.overlays.get(entry.uid))
+
+    def _view(self, entries: list[Entry], part: str = "") -> DatasetView:
+        return DatasetView(self._reader, self._schemas, self._snapshot, entries, f"{self._part}{part}")
+
+    def _row(self, key: Any) -> int:
+        if isinstance(key, str):
+            row = self._rows_by_uid.get(key)
+            if row is None:
+                overlay = self._snapshot.overlays.get(key)
+                why = "; it was deleted (undelete brings it back)" if overlay is not None and overlay.deleted else ""
+                raise NotFoundError(f"no episode with uid {key!r} among these {len(self)}{why}; {self.url}")
+            return row
+        if isinstance(key, bool) or not isinstance(key, int | np.integer):
+            raise InvalidInputError(f"episode: got {type(key).__name__} {key!r}, expected a number or a uid")
+        if not -len(self) <= key < len(self):
+            hint = "" if len(self) else "; refresh() shows what was committed since it was opened"
+            raise IndexError(f"episode {key}: out of range, the dataset has {len(self)}{hint}; {self.url}")
+        return int(key) % len(self)
+
+    @cached_property
+    def _rows_by_uid(self) -> dict[str, int]:
+        return {entry.uid: row for row, entry in enumerate(self._entries)}
+
+    # --- choosing ----------------------------------------------------------------------------------------------
+
+    def select(
+        self,
+        *,
+        outcome: Result | None = None,
+        failure_kind: str | None = None,
+        task: str | None = None,
+        uids: Iterable[str] | None = None,
+        status: str | Collection[str] | None = None,
+        where: Callable[[Episode], bool] | None = None,
+    ) -> DatasetView:
+        """The episodes that meet all conditions given, as a view. No data moves.
+
+        Args:
+            outcome: `"success"`, `"failure"` or `"unknown"`.
+            failure_kind: One of the schema's `failure_kinds`.
+            task: `metadata["task"]`, exactly.
+            uids: These episodes, in this order.
+            status: `"committed"`, `"salvaged"`, `"corrupt"`, or several: `("committed", "salvaged")` leaves out the
+                episodes whose record does not hold. These meet no condition but this one and `uids`.
+            where: Any predicate, such as `lambda episode: episode.metadata["robot"] == "ur5"`.
+
+        Raises:
+            InvalidInputError: An outcome or kind that cannot be.
+            NotFoundError: A uid that is not among the episodes.
+        """
+        if outcome is not None:
+            Outcome(outcome)
+        if failure_kind is not None:
+            Outcome("failure", failure_kind).check(num_steps=1, kinds=self.schema.failure_kinds)
+        if isinstance(uids, str):
+            raise InvalidInputError(f"uids: got the text {uids!r}, expected several uids, such as [uid]")
+        statuses = (status,) if isinstance(status, str) else status
+        unknown = [name for name in statuses or () if name not in STATUSES]
+        if unknown:
+            raise InvalidInputError(f"status: got {unknown[0]!r}, expected one of {', '.join(map(repr, STATUSES))}")
+
+        def meets(entry: Entry) -> bool:
+            if statuses is not None and entry.status not in statuses:
+                return False
+            if entry.status == "corrupt":
+                return outcome is None and failure_kind is None and task is None and where is None
+            return (
+                (outcome is None or entry.result == outcome)
+                and (failure_kind is None or entry.failure_kind == failure_kind)
+                and (task is None or entry.task == task)
+                and (where is None or where(self._episode(entry)))
+            )
+
+        entries = self._entries if uids is None else [self._entries[self._row(uid)] for uid in uids]
+        return self._view([entry for entry in entries if meets(entry)])
+
+    def split(
+        self, fractions: Mapping[str, float], *, seed: int = 0, stratify: str | None = None
+    ) -> tuple[DatasetView, ...]:
+        """Split by episode: `train, val = dataset.split({"train": 0.9, "val": 0.1})`.
+
+        By the hash of each uid: the same on every machine, and a dataset that grows, or loses episodes, moves none from
+        one part to another. The shares hold on average. A part can be split again.
+
+        Args:
+            fractions: Share of each part, adding up to 1. The parts come back in this order.
+            seed: Another seed, another split.
+            stratify: A column of the episode table, such as `"outcome"`: keeps its shares in every part exactly. Not
+                growth-stable: as episodes are added, some may change parts.
+
+        Raises:
+            InvalidInputError: The fractions do not add up to 1, or there is no such column.
+        """
+        strata: list[Hashable] | None = None
+        if stratify is not None:
+            try:
+                strata = self.episodes[stratify]
+            except NotFoundError as error:
+                raise InvalidInputError(f"stratify: {error}") from error
+        uids = [entry.uid for entry in self._entries]
+        parts = sampling.split(uids, fractions, seed=seed, strata=strata, within=self._part)
+        return tuple(self._view([self._entries[row] for row in rows], f"{name}/") for name, rows in parts.items())
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def gather(self, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Read single steps of many episodes at once: the fast way to a training batch.
+
+        Args:
+            wanted: For each feature, pairs (episode, step): a list whose episodes are numbers or uids, or an int array
+                (..., 2). Negative numbers count from the end. Besides features, `"timestamp_ns"`, `"labels"` and
+                `"labels_mask"`.
+
+        Returns:
+            For each feature, (..., *shape of a step). Images of layout CHW are a view on channels-last memory.
+
+        Raises:
+            InvalidInputError: Not pairs.
+            IndexError: An episode or step is out of range.
+            NotFoundError: An unknown feature or uid.
+            CorruptDataError: Bytes are missing or changed.
+        """
+        if not isinstance(wanted, Mapping):
+            raise InvalidInputError(
+                f"gather: got {type(wanted).__name__}, expected features with (episode, step) pairs"
+            )
+        return {name: self._gather(name, pairs) for name, pairs in wanted.items()}
+
+    def _gather(self, name: str, pairs: Any) -> np.ndarray:
+        shape, rows, steps = self._pairs(name, pairs)
+        lengths = self._lengths[rows]
+        outside = np.flatnonzero((steps < -lengths) | (steps >= lengths))
+        if len(outside):
+            entry = self._entries[rows[outside[0]]]
+            if entry.status == "corrupt":
+                self._episode(entry)  # raises what is wrong with it
+            raise IndexError(f"step {steps[outside[0]]}: out of range, episode {entry.uid} has {entry.num_steps} steps")
+        return self.read(name, rows, np.where(steps < 0, steps + lengths, steps), shape)
+
+    def read(self, name: str, rows: np.ndarray, steps: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """`gather` for callers that have checked their input: int64 (n,) rows in 0 … len - 1, steps in 0 … T - 1.
+
+        Returns:
+            (*shape, *shape of a step); shape is (n,) unless given.
+        """
+        shape = shape if shape is not None else rows.shape
+        if name in LABELS:
+            self.check_feature(name)
+            empty = np.empty((0, *self.schema.label_shape), bool if name == "labels_mask" else np.float32)
+            values = self._by_episode(rows, steps, lambda episode, steps: episode.labels_at(name, steps), empty)
+        else:
+            spec = self._spec(name, rows)
+            if spec.derived:
+                empty = np.empty((0, *spec.step_shape), spec.numpy_dtype)
+                values = self._by_episode(rows, steps, lambda episode, steps: episode.read_steps(spec, steps), empty)
+            else:
+                values = self._reader.read(spec, self._entries, rows, steps)
+        return values.reshape(*shape, *values.shape[1:])
+
+    def _pairs(self, name: str, pairs: Any) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+        if not isinstance(pairs, np.ndarray):
+            try:
+                pairs = np.array(
+                    [(self._row(episode), step) for episode, step in pairs], dtype=np.int64 if not len(pairs) else None
+                )
+            except (TypeError, ValueError) as error:
+                if isinstance(error, SalusError):
+                    raise
+                raise InvalidInputError(f"gather {name!r}: expected pairs of (episode, step): {error}") from error
+            pairs = pairs.reshape(-1, 2)
+        if pairs.ndim < 2 or pairs.shape[-1] != 2 or pairs.dtype.kind not in "iu":
+            raise InvalidInputError(
+                f"gather {name!r}: got {pairs.dtype} {pairs.shape}, expected pairs of (episode, step), int (..., 2)"
+            )
+        rows, steps = pairs.reshape(-1, 2).astype(np.int64).T
+        outside = rows[(rows < -len(self)) | (rows >= len(self))]
+        if len(outside):
+            self._row(int(outside[0]))
+        return pairs.shape[:-1], np.where(rows < 0, rows + len(self), rows), steps
+
+    def check_sound(self) -> None:
+        """Raise CorruptDataError where the record of an episode does not hold, and say how to leave it out."""
+        corrupt = [entry.slot for entry in self._entries if entry.status == "corrupt"]
+        if corrupt:
+            raise CorruptDataError(
+                f"{len(corrupt)} of {len(self)} episodes have a record that does not hold, the first in slot "
+                f'{corrupt[0]}; .select(status=("committed", "salvaged")) leaves them out; {self.url}'
+            )
+
+    def check_feature(self, name: str) -> None:
+        """Raise NotFoundError unless every episode of this view has the feature `name`; labels need horizons."""
+        if name not in LABELS:
+            self._spec(name, np.arange(len(self)))
+        elif not len(self.schema.label_horizons):
+            raise InvalidInputError(f"{name!r}: the schema declares no label horizons; {self.url}")
+
+    def _spec(self, name: str, rows: np.ndarray) -> ArraySpec:
+        entries = (self._entries[row] for row in np.unique(rows))
+        revisions = {entry.schema_revision for entry in entries if entry.status != "corrupt"} or {
+            len(self._schemas) - 1
+        }
+        for revision in sorted(revisions):
+            if name in self._specs[revision]:
+                continue
+            if name not in self._specs[-1]:
+                raise NotFoundError(f"no feature {name!r}{did_you_mean(name, [*self._specs[-1], *LABELS])}; {self.url}")
+            lacking = next(self._entries[row] for row in rows if self._entries[row].schema_revision == revision)
+            raise NotFoundError(
+                f"episode {lacking.uid} has no feature {name!r}: it was recorded before that was added; {self.url}"
+            )
+        return self._specs[-1][name]
+
+    @cached_property
+    def _specs(self) -> list[dict[str, ArraySpec]]:
+        return [array_specs(schema) for schema in self._schemas]
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.array([entry.num_steps for entry in self._entries], dtype=np.int64)
+
+    def _by_episode(
+        self, rows: np.ndarray, steps: np.ndarray, read: Callable[[Episode, np.ndarray], np.ndarray], empty: np.ndarray
+    ) -> np.ndarray:
+        """`read(episode, steps)` for each episode, put back into the order asked for."""
+        values = np.empty((len(rows), *empty.shape[1:]), empty.dtype)
+        order = np.argsort(rows, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
+            if len(group):
+                values[group] = read(self._episode(self._entries[rows[group[0]]]), steps[group])
+        return values
+
+    def __repr__(self) -> str:
+        features = ", ".join(
+            f"{name} {feature.dtype} {feature.shape}" for name, feature in self.schema.features.items()
+        )
+        kind = type(self).__name__
+        return f"<salus.{kind} {self.url}: {len(self)} episodes, {self.num_steps} steps; {features}>"
