@@ -45,10 +45,6 @@ class Dataset(DatasetView):
         """Where its bytes are."""
         return self._reader.storage
 
-    def step_bytes(self, entry: Entry) -> int:
-        """Bytes of one step of an episode, all recorded features and the stamp, before compression."""
-        return 8 + sum(feature.step_bytes for feature in self._schemas[entry.schema_revision].recorded.values())
-
     @property
     def decided_slots(self) -> set[int]:
         """The slots that have a record, aborted ones included."""

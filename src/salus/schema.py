@@ -257,6 +257,11 @@ class Schema:
         """The features that a recording brings: all but the derived ones."""
         return {name: feature for name, feature in self.features.items() if not feature.derived}
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one step, all recorded features and the stamp, before compression; texts not counted."""
+        return 8 + sum(feature.step_bytes for feature in self.recorded.values())
+
     @classmethod
     def infer(cls, step: Mapping[str, Any], *, rate_hz: float, **more: Any) -> Schema:
         """The schema that fits one example step.

@@ -60,6 +60,16 @@ class DatasetView(Sequence[Episode]):
         return sum(entry.num_steps for entry in self._entries)
 
     @property
+    def raw_bytes(self) -> int:
+        """Bytes of all recorded values, before compression; texts not counted."""
+        return sum(entry.num_steps * self._schemas[entry.schema_revision].step_bytes for entry in self._entries)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all shards on disk."""
+        return sum(entry.stored_bytes for entry in self._entries)
+
+    @property
     def episodes(self) -> EpisodeTable:
         """The episode table."""
         return EpisodeTable(self._entries)

@@ -33,8 +33,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         outcomes.setdefault(entry.result, Counter())[entry.failure_kind or ""] += 1
     lengths = [entry.num_steps for entry in sound]
     schema = dataset.schema
-    raw = sum(entry.num_steps * dataset.step_bytes(entry) for entry in sound)
-    stored = sum(entry.stored_bytes for entry in sound)
+    raw, stored = dataset.raw_bytes, dataset.stored_bytes
     return {
         "path": dataset.url,
         "format": 1,
