@@ -17,12 +17,25 @@ SPEC = ArraySpec("images", "uint8", (3,), 1, 4)
 CHUNKS = [b"first", b"second one", b"third"]
 
 
-def opened(body: bytes, num_chunks: int = 3, closed: list[int] | None = None) -> ShardReader:
-    def close() -> None:
-        if closed is not None:
-            closed.append(1)
+class Bytes:
+    """A stored file in memory that counts its reads."""
 
-    return ShardReader(lambda start, size: body[start : start + size], len(body), close, SPEC, num_chunks=num_chunks)
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.size = len(body)
+        self.reads: list[tuple[int, int]] = []
+        self.hints: list[tuple[int, int]] = []
+
+    def read(self, start: int, size: int) -> bytes:
+        self.reads.append((start, size))
+        return self._body[start : start + size]
+
+    def prefetch(self, start: int, size: int) -> None:
+        self.hints.append((start, size))
+
+
+def opened(body: bytes) -> ShardReader:
+    return ShardReader(Bytes(body), SPEC)
 
 
 def with_index(data: bytes, rows: list[tuple[int, int]]) -> bytes:
@@ -49,7 +62,8 @@ def test_chunks_may_come_in_any_order(tmp_path: Path) -> None:
     writer.finish()
     reader = opened((tmp_path / "shard").read_bytes())
     assert [reader.chunk(number) for number in range(3)] == CHUNKS
-    assert [reader.offset(number) for number in range(3)] == [5, 10, 0]
+    assert [reader.index.place(number)[0] for number in range(3)] == [5, 10, 0]
+    assert reader.chunks(0, 3) == CHUNKS
 
 
 def test_a_writer_takes_no_file_that_is_there(tmp_path: Path) -> None:
@@ -71,20 +85,23 @@ def test_a_reader_reads_every_chunk() -> None:
     assert [reader.chunk(number) for number in range(3)] == CHUNKS
 
 
-def test_the_reader_closes_when_nobody_holds_it_also_when_it_was_refused() -> None:
-    closed: list[int] = []
-    opened(whole_shard(4, CHUNKS), closed=closed)
-    assert closed == [1]
-    with pytest.raises(CorruptDataError):
-        opened(whole_shard(4, CHUNKS), num_chunks=4, closed=closed)
-    assert closed == [1, 1]
+def test_chunks_side_by_side_are_read_at_once() -> None:
+    file = Bytes(whole_shard(4, CHUNKS))
+    reader = ShardReader(file, SPEC)
+    again = ShardReader(file, SPEC, reader.index)
+    file.reads.clear()
+    assert again.chunks(0, 3) == CHUNKS
+    assert again.chunks(1, 2) == CHUNKS[1:]
+    assert file.reads == [(0, 20), (5, 15)]
+    again.prefetch(1, 2)
+    assert file.hints == [(5, 15)]
 
 
 def test_a_chunk_that_should_be_there_and_is_missing_is_named() -> None:
     with pytest.raises(CorruptDataError, match="the shard index lacks chunk 3"):
-        opened(whole_shard(4, CHUNKS), num_chunks=4)
+        opened(whole_shard(4, CHUNKS)).chunk(3)
     with pytest.raises(CorruptDataError, match="lacks chunk 1"):
-        opened(with_index(b"x" * 9, [(0, 4), (MISSING, MISSING), (4, 5), (MISSING, MISSING)]))
+        opened(with_index(b"x" * 9, [(0, 4), (MISSING, MISSING), (4, 5), (MISSING, MISSING)])).chunks(0, 3)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +122,14 @@ def test_a_chunk_that_should_be_there_and_is_missing_is_named() -> None:
 def test_an_index_that_points_outside_is_refused(row: tuple[int, int]) -> None:
     good, unused = (0, 9), (MISSING, MISSING)
     assert opened(with_index(b"x" * 9, [good, good, good, unused])).chunk(2) == b"x" * 9
-    with pytest.raises(CorruptDataError, match="points outside its 77 bytes"):
-        opened(with_index(b"x" * 9, [good, row, good, unused]))
+    with pytest.raises(CorruptDataError, match="points outside its 9 bytes: chunk 1"):
+        opened(with_index(b"x" * 9, [good, row, good, unused])).chunk(1)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 67, 68])
 def test_what_is_too_short_for_an_index_is_refused(size: int) -> None:
     with pytest.raises(CorruptDataError, match="the shard index"):
-        opened(whole_shard(4, [])[:size])
+        opened(whole_shard(4, [])[:size]).chunk(0)
 
 
 def test_every_changed_byte_of_the_index_is_found() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CorruptDataError, NotFoundError, did_you_mean
-from .gather import Reader
+from .gather import Reader, Request
 from .labels import Outcome, horizon_labels
 from .layout import ArraySpec, array_specs
 from .log.amendments import Overlay
@@ -143,17 +143,18 @@ class Episode:
         """bool (T, H, K): True where the label is known."""
         return self._labels[1].copy()
 
-    def labels_at(self, name: str, steps: np.ndarray) -> np.ndarray:
-        """`labels` or `labels_mask` at the given steps, int64 (n,)."""
-        values: np.ndarray = self._labels[0 if name == "labels" else 1][steps]
-        return values
+    def compute(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+        """All steps of what is computed from the outcome: `labels`, `labels_mask`, or a derived feature."""
+        labels, mask = self._labels
+        if name == "labels_mask":
+            return mask
+        return labels if name == "labels" else np.where(mask, labels, np.float32(np.nan)).astype(dtype)
 
     def read_steps(self, spec: ArraySpec, steps: np.ndarray) -> np.ndarray:
         """The given steps (int64 (n,), within the episode) of one array: (n, *step_shape)."""
-        if spec.derived:
-            labels, mask = self._labels
-            return np.where(mask[steps], labels[steps], np.float32(np.nan)).astype(spec.numpy_dtype)
-        return self._reader.read(spec, [self._entry], np.zeros(len(steps), np.int64), steps)
+        compute = (lambda _: self.compute(spec.name, spec.numpy_dtype)) if spec.derived else None
+        request = Request(spec, [self._entry], np.zeros(len(steps), np.int64), steps, compute)
+        return self._reader.read([request])[0]
 
     def __repr__(self) -> str:
         features = ", ".join(repr(self[name])[1:-1] for name in self)

@@ -7,8 +7,9 @@ A shard in progress only grows, chunk by chunk; finishing it adds the index and 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import numpy as np
 from .codecs import crc32c
 from .errors import CorruptDataError
 from .layout import ArraySpec
+from .storage import StoredFile
 
 MISSING = 2**64 - 1
 _CHECKSUM = 4
+_PLACE = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True)
@@ -113,54 +116,86 @@ def whole_shard(num_chunks: int, chunks: list[bytes]) -> bytes:
     return b"".join([*chunks, body, crc32c(body).to_bytes(_CHECKSUM, "little")])
 
 
-class ShardReader:
-    """An open shard with its index parsed and checked.
+class ShardIndex:
+    """Where the inner chunks of one shard lie; its crc32c was checked.
 
     Args:
-        read: `read(start, size)` of the object.
-        size: Its size in bytes.
-        close: Gives up the object; called when the reader is no longer referenced, also when it was refused.
-        spec: The array that it belongs to.
-        num_chunks: Inner chunks that must be there, from chunk 0 on.
+        tail: The end of the file: one (offset, size) pair of uint64 per inner chunk, then the crc32c of these.
+        end: Where the index starts, so where the chunks end.
 
     Raises:
-        CorruptDataError: The index does not hold, points outside the file, or lacks a chunk.
+        CorruptDataError: The crc32c does not hold.
 
     Thread-safety: safe; it does not change.
     """
 
-    def __init__(
-        self,
-        read: Callable[[int, int], bytes],
-        size: int,
-        close: Callable[[], None],
-        spec: ArraySpec,
-        *,
-        num_chunks: int,
-    ) -> None:
-        self._close = close
-        self._read = read
-        index_size = spec.chunks_per_shard * 16
-        end = size - index_size - _CHECKSUM
-        tail = read(max(end, 0), index_size + _CHECKSUM)
-        if end < 0 or crc32c(tail[:index_size]) != int.from_bytes(tail[index_size:], "little"):
+    __slots__ = ("_end", "_tail")
+
+    def __init__(self, tail: bytes, end: int) -> None:
+        if end < 0 or crc32c(tail[:-_CHECKSUM]) != int.from_bytes(tail[-_CHECKSUM:], "little"):
             raise CorruptDataError("the shard index does not hold its crc32c")
-        index = np.frombuffer(tail, "<u8", count=spec.chunks_per_shard * 2).reshape(-1, 2)[:num_chunks]
-        if (index > end).any() or (index.sum(axis=1) > end).any() or (index[:, 1] == 0).any():
-            missing = np.flatnonzero((index == MISSING).all(axis=1))
-            what = f"lacks chunk {missing[0]}" if len(missing) else f"points outside its {size} bytes"
-            raise CorruptDataError(f"the shard index {what}")
-        self._offsets: list[int] = index[:, 0].tolist()
-        self._sizes: list[int] = index[:, 1].tolist()
+        self._tail = tail
+        self._end = end
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory, about."""
+        return len(self._tail) + 128
+
+    def place(self, chunk: int) -> tuple[int, int]:
+        """Offset and size of one inner chunk.
+
+        Raises:
+            CorruptDataError: It is not there, or lies outside the file.
+        """
+        offset, size = _PLACE.unpack_from(self._tail, chunk * _PLACE.size)
+        if offset == size == MISSING:
+            raise CorruptDataError(f"the shard index lacks chunk {chunk}")
+        if size == 0 or offset + size > self._end:
+            raise CorruptDataError(f"the shard index points outside its {self._end} bytes: chunk {chunk}")
+        return offset, size
+
+
+class ShardReader:
+    """An open shard.
+
+    Args:
+        file: The object.
+        spec: The array that it belongs to.
+        index: Its index, where it is known already.
+
+    Raises:
+        CorruptDataError: The index does not hold.
+
+    Thread-safety: safe; it does not change. The file is closed when nobody holds the reader any more.
+    """
+
+    __slots__ = ("_file", "index")
+
+    def __init__(self, file: StoredFile, spec: ArraySpec, index: ShardIndex | None = None) -> None:
+        self._file = file
+        if index is None:
+            index_size = spec.chunks_per_shard * _PLACE.size + _CHECKSUM
+            end = file.size - index_size
+            index = ShardIndex(file.read(max(end, 0), index_size), end)
+        self.index = index
 
     def chunk(self, number: int) -> bytes:
         """The encoded bytes of one inner chunk."""
-        return self._read(self._offsets[number], self._sizes[number])
+        return self._file.read(*self.index.place(number))
 
-    def offset(self, number: int) -> int:
-        """Where the chunk starts, for reading in the order of the disk."""
-        return self._offsets[number]
+    def chunks(self, first: int, count: int) -> list[bytes]:
+        """The encoded bytes of consecutive inner chunks, in one read where they lie side by side."""
+        if count == 1:
+            return [self.chunk(first)]
+        places = [self.index.place(number) for number in range(first, first + count)]
+        borders = [offset for offset, _ in places] + [sum(places[-1])]
+        if any(sum(place) != border for place, border in zip(places, borders[1:], strict=True)):
+            return [self._file.read(*place) for place in places]
+        data = self._file.read(borders[0], borders[-1] - borders[0])
+        return [data[start - borders[0] : end - borders[0]] for start, end in itertools.pairwise(borders)]
 
-    def __del__(self) -> None:
-        # Whoever still reads holds a reference: so the descriptor is never closed, and reused, under a reader.
-        self._close()
+    def prefetch(self, first: int, count: int) -> None:
+        """Tell the storage that these chunks will be read soon."""
+        places = [self.index.place(number) for number in (first, first + count - 1)]
+        self._file.prefetch(places[0][0], sum(places[1]) - places[0][0])

@@ -11,7 +11,7 @@ import numpy as np
 from . import sampling
 from .episode import Episode
 from .errors import CorruptDataError, InvalidInputError, NotFoundError, SalusError, did_you_mean
-from .gather import Reader
+from .gather import Empty, Reader, Request
 from .labels import Outcome, Result
 from .layout import ArraySpec, array_specs
 from .log.snapshot import Entry, Snapshot
@@ -229,9 +229,14 @@ class DatasetView(Sequence[Episode]):
             raise InvalidInputError(
                 f"gather: got {type(wanted).__name__}, expected features with (episode, step) pairs"
             )
-        return {name: self._gather(name, pairs) for name, pairs in wanted.items()}
+        shapes, places = {}, {}
+        for name, pairs in wanted.items():
+            shapes[name], *places[name] = self._places(name, pairs)
+        values = self.read(places)
+        return {name: array.reshape(*shapes[name], *array.shape[1:]) for name, array in values.items()}
 
-    def _gather(self, name: str, pairs: Any) -> np.ndarray:
+    def _places(self, name: str, pairs: Any) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+        """Shape, rows and steps of pairs, all checked."""
         shape, rows, steps = self._pairs(name, pairs)
         lengths = self._lengths[rows]
         outside = np.flatnonzero((steps < -lengths) | (steps >= lengths))
@@ -240,27 +245,37 @@ class DatasetView(Sequence[Episode]):
             if entry.status == "corrupt":
                 self._episode(entry)  # raises what is wrong with it
             raise IndexError(f"step {steps[outside[0]]}: out of range, episode {entry.uid} has {entry.num_steps} steps")
-        return self.read(name, rows, np.where(steps < 0, steps + lengths, steps), shape)
+        return shape, rows, np.where(steps < 0, steps + lengths, steps)
 
-    def read(self, name: str, rows: np.ndarray, steps: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """`gather` for callers that have checked their input: int64 (n,) rows in 0 … len - 1, steps in 0 … T - 1.
+    def read(
+        self, places: Mapping[str, Sequence[np.ndarray]], *, empty: Empty | None = None, parallel: bool = True
+    ) -> dict[str, np.ndarray]:
+        """`gather` for callers that have checked their input.
+
+        Args:
+            places: For each feature, rows int64 (n,) in 0 … len - 1 and steps int64 (n,) or (n, w) in 0 … T - 1.
+            empty: Makes the arrays that are decoded into; by default memory that is used again when they are gone.
+            parallel: Use several threads.
 
         Returns:
-            (*shape, *shape of a step); shape is (n,) unless given.
+            For each feature (n, *shape of a step) or (n, w, *shape of a step).
         """
-        shape = shape if shape is not None else rows.shape
-        if name in LABELS:
-            self.check_feature(name)
-            empty = np.empty((0, *self.schema.label_shape), bool if name == "labels_mask" else np.float32)
-            values = self._by_episode(rows, steps, lambda episode, steps: episode.labels_at(name, steps), empty)
-        else:
-            spec = self._spec(name, rows)
-            if spec.derived:
-                empty = np.empty((0, *spec.step_shape), spec.numpy_dtype)
-                values = self._by_episode(rows, steps, lambda episode, steps: episode.read_steps(spec, steps), empty)
-            else:
-                values = self._reader.read(spec, self._entries, rows, steps)
-        return values.reshape(*shape, *values.shape[1:])
+        requests = [self._request(name, rows, steps) for name, (rows, steps) in places.items()]
+        return dict(zip(places, self._reader.read(requests, empty=empty, parallel=parallel), strict=True))
+
+    def _request(self, name: str, rows: np.ndarray, steps: np.ndarray) -> Request:
+        spec = self._label_spec(name) if name in LABELS else self._spec(name, rows)
+        if not spec.derived:
+            return Request(spec, self._entries, rows, steps)
+        return Request(
+            spec, self._entries, rows, steps, lambda entry: self._episode(entry).compute(name, spec.numpy_dtype)
+        )
+
+    def _label_spec(self, name: str) -> ArraySpec:
+        self.check_feature(name)
+        dtype = "bool" if name == "labels_mask" else "float32"
+        steps = self.schema.segment_steps
+        return ArraySpec(name, dtype, self.schema.label_shape, steps, steps, derived=True)
 
     def _pairs(self, name: str, pairs: Any) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
         if not isinstance(pairs, np.ndarray):
@@ -300,6 +315,8 @@ class DatasetView(Sequence[Episode]):
             raise InvalidInputError(f"{name!r}: the schema declares no label horizons; {self.url}")
 
     def _spec(self, name: str, rows: np.ndarray) -> ArraySpec:
+        if len(self._specs) == 1 and name in self._specs[0]:
+            return self._specs[0][name]
         entries = (self._entries[row] for row in np.unique(rows))
         revisions = {entry.schema_revision for entry in entries if entry.status != "corrupt"} or {
             len(self._schemas) - 1
@@ -322,17 +339,6 @@ class DatasetView(Sequence[Episode]):
     @cached_property
     def _lengths(self) -> np.ndarray:
         return np.array([entry.num_steps for entry in self._entries], dtype=np.int64)
-
-    def _by_episode(
-        self, rows: np.ndarray, steps: np.ndarray, read: Callable[[Episode, np.ndarray], np.ndarray], empty: np.ndarray
-    ) -> np.ndarray:
-        """`read(episode, steps)` for each episode, put back into the order asked for."""
-        values = np.empty((len(rows), *empty.shape[1:]), empty.dtype)
-        order = np.argsort(rows, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
-            if len(group):
-                values[group] = read(self._episode(self._entries[rows[group[0]]]), steps[group])
-        return values
 
     def __repr__(self) -> str:
         features = ", ".join(

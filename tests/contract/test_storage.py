@@ -171,11 +171,20 @@ def test_open_shard_reads_ranges(storage: Storage) -> None:
     storage.put_new("images/c.0.0", bytes(range(200)))
     opened = storage.open_shard("images/c.0.0")
     assert opened is not None
-    read, size, close = opened
-    assert size == 200
-    assert read(10, 5) == bytes(range(10, 15))
-    assert read(198, 5) == bytes([198, 199])
-    close()
+    opened.prefetch(0, 200)
+    assert opened.size == 200
+    assert opened.read(10, 5) == bytes(range(10, 15))
+    assert opened.read(198, 5) == bytes([198, 199])
+
+
+def test_a_shard_is_closed_when_nobody_holds_it(storage: Storage) -> None:
+    storage.put_new("images/c.0.0", b"content")
+    before = len(os.listdir("/proc/self/fd"))
+    opened = storage.open_shard("images/c.0.0")
+    assert opened is not None
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    del opened
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_lock_is_held_by_one_at_a_time(storage: Storage) -> None:

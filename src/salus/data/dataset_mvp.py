@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from ..episode import Episode
 from ..errors import InvalidInputError
 from ..opening import open
-from ..torch import Sample, WindowDataset
+from ..torch import WindowDataset
+from ..torch.batch import Batch
 from ..view import DatasetView
 
 
@@ -40,11 +42,10 @@ class SALUSMVPDataset(WindowDataset):
         windows = dict.fromkeys((*features, "labels"), 0)
         super().__init__(view, windows, where=_labels_are_known)
 
-    def __getitems__(self, samples: list[int]) -> list[Sample]:
-        """Several samples in one read."""
-        batch = super().__getitems__(samples)
-        for sample in batch:
-            sample["horizon_labels"] = sample.pop("labels")
+    def batch(self, samples: np.ndarray, **options: Any) -> Batch:
+        """Several samples as one batch."""
+        batch = super().batch(samples, **options)
+        batch["horizon_labels"] = batch.pop("labels")
         return batch
 
 

@@ -1,6 +1,6 @@
 """Bytes under keys. Durability lives here, and nowhere else."""
 
-from .base import Found, Storage
+from .base import Found, Storage, StoredFile
 from .local import LocalStorage, open_local
 
-__all__ = ["Found", "LocalStorage", "Storage", "open_local"]
+__all__ = ["Found", "LocalStorage", "Storage", "StoredFile", "open_local"]

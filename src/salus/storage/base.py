@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -77,12 +77,34 @@ class Storage(Protocol):
         """Hold the dataset's one lock, for publishing. Never needed to record or to read."""
         ...
 
-    def open_shard(self, key: str) -> tuple[Callable[[int, int], bytes], int, Callable[[], None]] | None:
-        """Open an object for ranged reads: `(read(start, size), total size, close)`, or None where there is none.
-
-        `read` is safe to call from several threads, and in a forked child.
+    def open_shard(self, key: str) -> StoredFile | None:
+        """Open an object for ranged reads, or None where there is none.
 
         Raises:
-            CorruptDataError, StorageError: As `get`; `read` raises StorageError, too.
+            CorruptDataError, StorageError: As `get`.
         """
+        ...
+
+
+class StoredFile(Protocol):
+    """An object open for ranged reads. It is closed when nobody holds it any more.
+
+    Thread-safety: safe, and in a forked child as well.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole object when it was opened."""
+        ...
+
+    def read(self, start: int, size: int) -> bytes:
+        """`size` bytes from `start` on; fewer where the object ends before.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        ...
+
+    def prefetch(self, start: int, size: int) -> None:
+        """Say that these bytes will be read soon. Returns at once; changes nothing but the time of reading."""
         ...

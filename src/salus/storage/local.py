@@ -26,7 +26,7 @@ from ..errors import (
     RecordingError,
     StorageError,
 )
-from .base import Found
+from .base import Found, StoredFile
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _RENAME_NOREPLACE = 1
@@ -69,6 +69,8 @@ class LocalStorage:
         self.root = root
         self._durable: set[Path] = set()
         self._plain: set[Path] = set()
+        self._plain_keys: set[str] = set()
+        self._root_text = str(root)
 
     @property
     def url(self) -> str:
@@ -207,22 +209,46 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
-    def open_shard(self, key: str) -> tuple[Callable[[int, int], bytes], int, Callable[[], None]] | None:
-        self._check_folder(self.path(key).parent)
-        with _reading(key):
-            try:
-                descriptor, size = _open_file(self.path(key), key)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-
-        def read(start: int, size: int) -> bytes:
-            with _reading(key):
-                return os.pread(descriptor, size, start)
-
-        return read, size, lambda: os.close(descriptor)
+    def open_shard(self, key: str) -> StoredFile | None:
+        folder = key.rpartition("/")[0]
+        if folder not in self._plain_keys:  # asked for each shard of each batch, so by text
+            self._check_folder(self.path(folder))
+            self._plain_keys.add(folder)
+        try:
+            return _LocalFile(key, *_open_file(f"{self._root_text}/{key}", key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _unreadable(error, key) from error
 
 
-def _open_file(path: Path, key: str) -> tuple[int, int]:
+class _LocalFile:
+    """A `StoredFile` of a descriptor."""
+
+    __slots__ = ("_descriptor", "_key", "size")
+
+    def __init__(self, key: str, descriptor: int, size: int) -> None:
+        self._key = key
+        self._descriptor = descriptor
+        self.size = size
+
+    def read(self, start: int, size: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, size, start)
+        except OSError as error:
+            raise _unreadable(error, self._key) from error
+
+    def prefetch(self, start: int, size: int) -> None:
+        if hasattr(os, "posix_fadvise"):  # Linux
+            with suppress(OSError):  # only a hint
+                os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
+    def __del__(self) -> None:
+        # Whoever still reads holds a reference: so the descriptor is never closed, and reused, under a reader.
+        os.close(self._descriptor)
+
+
+def _open_file(path: Path | str, key: str) -> tuple[int, int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -304,10 +330,12 @@ def _reading(key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hints = {errno.EMFILE: ": raise the limit of open files (ulimit -n)", errno.EACCES: ": check the permissions"}
-        raise StorageError(
-            f"read {key}: {error.strerror}{hints.get(error.errno or 0, '')}; {error.filename}"
-        ) from error
+        raise _unreadable(error, key) from error
+
+
+def _unreadable(error: OSError, key: str) -> StorageError:
+    hints = {errno.EMFILE: ": raise the limit of open files (ulimit -n)", errno.EACCES: ": check the permissions"}
+    return StorageError(f"read {key}: {error.strerror}{hints.get(error.errno or 0, '')}; {error.filename}")
 
 
 def _refused(error: OSError, key: str, target: Path) -> RecordingError:

@@ -7,6 +7,7 @@ try:
 except ImportError as error:
     raise MissingExtraError.of("salus.torch", extra="torch") from error
 
-from .dataset import EpisodeDataset, Sample, WindowDataset
+from .batch import Sample
+from .dataset import EpisodeDataset, WindowDataset
 
 __all__ = ["EpisodeDataset", "Sample", "WindowDataset"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,11 +11,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..episode import Episode
 from ..errors import InvalidInputError
+from ..gather import Empty
 from ..schema import Text
 from ..view import DatasetView
 from ..windows import WindowIndex, parse_offsets
+from .batch import Batch, Rows, Sample, SharedMemory, in_worker
 
-Sample: TypeAlias = dict[str, Any]
 Transform: TypeAlias = Callable[[Sample], Sample]
 
 
@@ -85,23 +86,50 @@ class WindowDataset(TorchDataset[Sample]):
             raise IndexError(f"sample {sample}: out of range, there are {len(self)}")
         return self.__getitems__([sample % len(self)])[0]
 
-    def __getitems__(self, samples: list[int]) -> list[Sample]:
-        """Several samples in one read; `DataLoader` calls this."""
-        rows, steps = self._index.locate(np.asarray(samples))
-        columns: dict[str, Any] = {"episode": torch.from_numpy(rows), "step": torch.from_numpy(steps)}
+    def __getitems__(self, samples: list[int]) -> Sequence[Sample]:
+        """Several samples in one read; `DataLoader` calls this. Without a transform they are rows of one batch."""
+        batch = self.batch(np.asarray(samples, np.int64))
+        rows = Rows(batch, len(samples))
+        return rows if self._transform is None else [self._transform(dict(row)) for row in rows]
+
+    @property
+    def transform(self) -> Transform | None:
+        """What is applied to every sample last."""
+        return self._transform
+
+    def batch(self, samples: np.ndarray, *, empty: Empty | None = None, parallel: bool = True) -> Batch:
+        """Several samples as one batch of tensors, before any transform.
+
+        Args:
+            samples: int64 (B,), 0 … len - 1.
+            empty: Makes the arrays that are decoded into, such as pinned memory; by default memory that is used again
+                when the batch is gone.
+            parallel: Read with several threads.
+
+        Returns:
+            As a sample, each value with the axis B first.
+
+        Raises:
+            IndexError: A sample is out of range.
+            CorruptDataError: Bytes are missing or changed. Names episode and step.
+        """
+        rows, steps = self._index.locate(samples)
+        batch: Batch = {"episode": torch.from_numpy(rows), "step": torch.from_numpy(steps)}
+        places = {}
         for name, (offsets, single) in self._windows.items():
             inside, is_pad = self._index.window(rows, steps, offsets)
-            values = self.view.read(name, np.repeat(rows, len(offsets)), inside.ravel(), inside.shape)
-            columns[name] = self._column(name, values, single)
+            places[name] = (rows, inside[:, 0] if single else inside)
             if not single:
-                columns[f"{name}_is_pad"] = torch.from_numpy(is_pad)
-        batch = [{name: values[row] for name, values in columns.items()} for row in range(len(rows))]
-        return batch if self._transform is None else [self._transform(sample) for sample in batch]
-
-    def _column(self, name: str, values: np.ndarray, single: bool) -> Any:
-        if single:
-            values = values[:, 0]
-        return values.tolist() if name in self._texts else torch.from_numpy(values)
+                batch[f"{name}_is_pad"] = torch.from_numpy(is_pad)
+        shared = SharedMemory() if empty is None and in_worker() else None
+        values = self.view.read(places, empty=shared.empty if shared else empty, parallel=parallel)
+        tensors = shared.tensors(values.values()) if shared else [None] * len(values)
+        for (name, array), tensor in zip(values.items(), tensors, strict=True):
+            if name in self._texts:
+                batch[name] = array.tolist()
+            else:
+                batch[name] = torch.from_numpy(array) if tensor is None else tensor
+        return batch
 
     def __repr__(self) -> str:
         windows = ", ".join(f"{name} {offsets.tolist()}" for name, (offsets, _) in self._windows.items())
