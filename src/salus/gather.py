@@ -339,7 +339,7 @@ def _outcome(entry: Entry) -> tuple[Hashable, ...]:
 
 
 def _plan(request: Request, out: np.ndarray) -> tuple[Iterable[_Run], tuple[np.ndarray, np.ndarray]]:
-    """Runs of neighbouring steps in the order of the disk, each step once; then what is to be copied, and from where."""
+    """Runs of neighbouring steps in the order of the disk, each step once; then what is copied, and from where."""
     spec = request.spec
     rows = request.rows if request.steps.ndim == 1 else np.repeat(request.rows, request.steps.shape[1])
     steps = request.steps.ravel()

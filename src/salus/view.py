@@ -263,6 +263,14 @@ class DatasetView(Sequence[Episode]):
         requests = [self._request(name, rows, steps) for name, (rows, steps) in places.items()]
         return dict(zip(places, self._reader.read(requests, empty=empty, parallel=parallel), strict=True))
 
+    def prefetch(self, name: str, row: int, start: int, stop: int) -> None:
+        """Tell the storage that steps `start` … `stop - 1` of a feature of episode `row` will be read soon."""
+        if name in LABELS:
+            return
+        spec = self._spec(name, np.array([row]))
+        if spec.chunk_steps == 1 and not spec.derived:  # others are small, and kept once they are read
+            self._reader.prefetch(spec, self._entries[row], start, stop)
+
     def _request(self, name: str, rows: np.ndarray, steps: np.ndarray) -> Request:
         spec = self._label_spec(name) if name in LABELS else self._spec(name, rows)
         if not spec.derived:

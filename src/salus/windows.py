@@ -25,10 +25,15 @@ class WindowIndex:
             steps = [np.flatnonzero(mask) for mask in valid]
             counts = np.array([len(part) for part in steps], dtype=np.int64)
             self._steps = np.concatenate(steps) if steps else np.empty(0, np.int64)
+        self.counts = counts
         self._ends = np.cumsum(counts)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def fingerprint(self) -> bytes:
+        """Equal for indexes with the same samples."""
+        return self.counts.tobytes() + (b"" if self._steps is None else self._steps.tobytes())
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The episode (position) and step of each sample, both int64 (B,).

@@ -9,5 +9,6 @@ except ImportError as error:
 
 from .batch import Sample
 from .dataset import EpisodeDataset, WindowDataset
+from .loader import Loader, Progress
 
-__all__ = ["EpisodeDataset", "Sample", "WindowDataset"]
+__all__ = ["EpisodeDataset", "Loader", "Progress", "Sample", "WindowDataset"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -41,6 +42,10 @@ class WindowDataset(TorchDataset[Sample]):
 
     `DataLoader(windows, batch_size=64, num_workers=4)` reads a whole batch at once, under fork, spawn and forkserver.
 
+    Attributes:
+        view: The episodes.
+        transform: What is applied to every sample last, or None.
+
     Raises:
         InvalidInputError: Bad offsets, or a mask of the wrong shape.
         NotFoundError: An unknown feature, or one that some episodes do not have.
@@ -64,7 +69,7 @@ class WindowDataset(TorchDataset[Sample]):
         self.view = view
         self._windows = {name: parse_offsets(name, offsets) for name, offsets in windows.items()}
         self._texts = {name for name, feature in view.schema.features.items() if isinstance(feature, Text)}
-        self._transform = transform
+        self.transform = transform
         view.check_sound()
         taken = {"episode", "step"} | {f"{name}_is_pad" for name, (_, single) in self._windows.items() if not single}
         for name in self._windows:
@@ -90,12 +95,29 @@ class WindowDataset(TorchDataset[Sample]):
         """Several samples in one read; `DataLoader` calls this. Without a transform they are rows of one batch."""
         batch = self.batch(np.asarray(samples, np.int64))
         rows = Rows(batch, len(samples))
-        return rows if self._transform is None else [self._transform(dict(row)) for row in rows]
+        return rows if self.transform is None else self.transformed(rows)
+
+    def transformed(self, rows: Rows) -> list[Sample]:
+        """The transform of each of `rows`. What it raises carries a note that says which sample it came from."""
+        samples = []
+        for row in rows:
+            try:
+                samples.append(self.transform(dict(row)) if self.transform is not None else row)
+            except Exception as error:
+                uid = self.view[int(row["episode"])].uid
+                error.add_note(f"salus: in the transform of episode {uid}, step {int(row['step'])}; {self.view.url}")
+                raise
+        return samples
 
     @property
-    def transform(self) -> Transform | None:
-        """What is applied to every sample last."""
-        return self._transform
+    def samples_per_episode(self) -> np.ndarray:
+        """int64 (E,): samples of each episode of `view`."""
+        return self._index.counts
+
+    def fingerprint(self) -> str:
+        """Equal for windows with the same samples in the same order: the same steps of the same episodes."""
+        uids = "".join(entry.uid for entry in self.view.episodes)
+        return hashlib.sha256(uids.encode() + self._index.fingerprint()).hexdigest()
 
     def batch(self, samples: np.ndarray, *, empty: Empty | None = None, parallel: bool = True) -> Batch:
         """Several samples as one batch of tensors, before any transform.
@@ -130,6 +152,21 @@ class WindowDataset(TorchDataset[Sample]):
             else:
                 batch[name] = torch.from_numpy(array) if tensor is None else tensor
         return batch
+
+    def prefetch(self, samples: np.ndarray) -> None:
+        """Let the disk read the images of these samples ahead, as far as it does.
+
+        Args:
+            samples: int64 (n,), 0 … len - 1, in rising order, so that neighbours are read together.
+        """
+        rows, steps = self._index.locate(samples)
+        # Neighbours of one episode, with nothing left out between them.
+        borders = np.flatnonzero((np.diff(rows) != 0) | (np.diff(steps) > 1)) + 1
+        for part in np.split(np.arange(len(rows)), borders):
+            for name, (offsets, _) in self._windows.items():
+                ends = np.array([steps[part[0]] + offsets.min(), steps[part[-1]] + offsets.max()])
+                start, last = np.clip(ends, 0, self._index.lengths[rows[part[0]]] - 1).tolist()
+                self.view.prefetch(name, int(rows[part[0]]), start, last + 1)
 
     def __repr__(self) -> str:
         windows = ", ".join(f"{name} {offsets.tolist()}" for name, (offsets, _) in self._windows.items())
