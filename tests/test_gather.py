@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import salus
+from salus import gather
 from salus.errors import InvalidInputError, NotFoundError
 
 
@@ -132,3 +133,86 @@ def test_gather_errors_name_episode_and_step(dataset: salus.Dataset) -> None:
     with pytest.raises(InvalidInputError, match=r"pairs of \(episode, step\)"):
         dataset.gather({"states": [1, 2, 3]})
     assert dataset.gather({"states": []})["states"].shape == (0, 7)
+
+
+# --- the plan of a batch -----------------------------------------------------------------------------------------
+
+
+def test_windows_of_several_features_in_one_read(dataset: salus.Dataset, source: list[Any]) -> None:
+    rows = np.array([3, 0, 3, 4])
+    steps = np.array([[5, 6, 6], [0, 0, 1], [32, 31, 5], [15, 16, 17]])  # over segment borders, repeated, backwards
+    got = dataset.read({"images": (rows, steps), "actions": (rows, steps), "labels": (rows, steps[:, 0])})
+    for place, row in enumerate(rows):
+        np.testing.assert_array_equal(got["images"][place], source[row]["images"][steps[place]])
+        np.testing.assert_array_equal(got["actions"][place], source[row]["actions"][steps[place]])
+        np.testing.assert_array_equal(got["labels"][place], dataset[int(row)].labels[steps[place, 0]])
+
+
+def test_a_repeated_step_is_decoded_once_and_neighbours_are_read_at_once(
+    dataset: salus.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset.gather({"images": [(3, 0)]})  # opens the file
+    reads, decoded = [], []
+    real_pread, real_decode = os.pread, gather.decode_chunk
+    monkeypatch.setattr(os, "pread", lambda *arguments: reads.append(1) or real_pread(*arguments))
+    monkeypatch.setattr(gather, "decode_chunk", lambda *given: decoded.append(1) or real_decode(*given))
+    dataset.gather({"images": [(3, 4), (3, 2), (3, 3), (3, 3), (3, 4), (3, 9)]})
+    assert (len(reads), len(decoded)) == (2, 4)
+
+
+def test_small_features_are_read_once(dataset: salus.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = [(row, step) for row in range(5) for step in range(len(dataset[row]))]
+    first = dataset.gather({"states": everything})["states"]
+    monkeypatch.setattr(gather, "decode_chunk", None)
+    np.testing.assert_array_equal(dataset.gather({"states": everything})["states"], first)
+
+
+@pytest.mark.parametrize("budget", [1, 700])  # one chunk, and a few
+def test_a_request_larger_than_the_cache_of_small_features(
+    dataset: salus.Dataset, source: list[Any], monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    monkeypatch.setattr(gather, "CHUNK_CACHE_BYTES", budget)
+    pairs = [(row, step) for row in (4, 0, 3, 1) for step in range(len(dataset[row]))] * 2
+    got = dataset.gather({"states": pairs})["states"]
+    np.testing.assert_array_equal(got, [source[row]["states"][step] for row, step in pairs])
+
+
+def test_one_thread_gives_the_same(dataset: salus.Dataset) -> None:
+    rows, steps = np.repeat(np.arange(5), 3), np.tile(np.arange(3), 5)
+    places = dict.fromkeys(("images", "states", "labels_mask"), (rows, steps))
+    alone, together = dataset.read(places, parallel=False), dataset.read(places)
+    for name in places:
+        np.testing.assert_array_equal(alone[name], together[name])
+
+
+def test_open_files_are_bounded_over_all_handles(dataset: salus.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "MAX_OPEN_FILES", 16)
+    monkeypatch.setattr(gather, "_process", None)
+    before = len(os.listdir("/proc/self/fd"))
+    handles = [salus.open(dataset.url) for _ in range(10)]
+    for handle in handles:
+        for episode in handle:
+            episode["images"][:]
+    assert len(os.listdir("/proc/self/fd")) <= before + 16
+    del handles, handle, episode
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_scan_gives_everything_in_order(dataset: salus.Dataset, source: list[Any]) -> None:
+    blocks = list(dataset.scan())
+    assert [block.episode.uid for block in blocks] == [entry.uid for entry in dataset.episodes]
+    for block, arrays in zip(blocks, source, strict=True):
+        assert block.start == 0
+        for name in ("images", "states", "actions"):
+            np.testing.assert_array_equal(block.arrays[name], arrays[name])
+
+
+def test_a_scan_cuts_long_episodes_and_reads_labels(dataset: salus.Dataset, source: list[Any]) -> None:
+    blocks = list(dataset.scan(["states", "labels"], max_block_bytes=7 * (28 + 16), threads=3))
+    assert [block.start for block in blocks if block.episode == dataset[3]] == [0, 7, 14, 21, 28]
+    states = np.concatenate([block.arrays["states"] for block in blocks])
+    np.testing.assert_array_equal(states, np.concatenate([arrays["states"] for arrays in source]))
+    with pytest.raises(NotFoundError, match="no feature 'state'"):
+        dataset.scan(["state"])
+    with pytest.raises(InvalidInputError, match="got the text 'states'"):
+        dataset.scan("states")

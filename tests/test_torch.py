@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
 
-from torch.utils.data import DataLoader  # noqa: E402 - after the check that torch is there
+from torch.utils.data import DataLoader, default_collate  # noqa: E402 - after the check that torch is there
 
 import salus  # noqa: E402
 import salus.torch  # noqa: E402
@@ -124,3 +124,29 @@ def test_images_are_channels_last_tensors(salus_path: Path) -> None:
     windows = salus.torch.WindowDataset(salus.open(salus_path), {"images": 0})
     batch = torch.from_numpy(windows.view.gather({"images": [(0, 0), (1, 3)]})["images"])
     assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def is_shared(samples: Any) -> dict[str, bool]:
+    batch = default_collate(samples)
+    return {name: values.is_shared() for name, values in batch.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_in_a_worker_a_batch_is_decoded_into_shared_memory(dataset: salus.Dataset) -> None:
+    windows = salus.torch.WindowDataset(dataset, {"images": [-1, 0], "states": 0})
+    shared = next(iter(DataLoader(windows, batch_size=16, num_workers=1, collate_fn=is_shared)))
+    assert shared["images"]
+    assert shared["states"]
+
+
+def test_the_stock_collate_takes_a_batch_as_it_is(dataset: salus.Dataset) -> None:
+    windows = salus.torch.WindowDataset(dataset, {"images": [-1, 0], "states": 0})
+    rows = windows.__getitems__([5, 9, 70])
+    assert default_collate(rows)["images"] is rows.columns["images"]
+    assert len(rows) == 3
+    stacked = default_collate([rows[0], windows[9], rows[-1]])  # rows of several batches
+    for name, values in default_collate(rows).items():
+        torch.testing.assert_close(values, stacked[name])
+    assert [int(row["step"]) for row in rows[1:]] == [int(step) for step in stacked["step"][1:]]
+    with pytest.raises(IndexError):
+        rows[3]

@@ -278,9 +278,14 @@ class _Process:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.files: Cache[ShardReader] = Cache(max(16, min(MAX_OPEN_FILES, limit // 2)), lambda _: 1)
         self.numbers = itertools.count()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = min(MAX_THREADS, cores)
+        self.threads = default_threads()
         self.pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="salus-read")
+
+
+def default_threads() -> int:
+    """One per core that this process may use, at most `MAX_THREADS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_THREADS, cores)
 
 
 _process: _Process | None = None

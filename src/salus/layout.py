@@ -142,6 +142,11 @@ class ArraySpec:
         return self.step_shape
 
     @property
+    def step_bytes(self) -> int:
+        """Bytes of one decoded step; 0 for text."""
+        return self.chunk_bytes // self.chunk_steps
+
+    @property
     def chunks_per_shard(self) -> int:
         """Inner chunks of a whole shard."""
         return self.segment_steps // self.chunk_steps

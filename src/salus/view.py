@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from . import sampling
 from .episode import Episode
 from .errors import CorruptDataError, InvalidInputError, NotFoundError, SalusError, did_you_mean
-from .gather import Empty, Reader, Request
+from .gather import Empty, Reader, Request, default_threads
 from .labels import Outcome, Result
 from .layout import ArraySpec, array_specs
 from .log.snapshot import Entry, Snapshot
+from .readahead import read_ahead
 from .schema import Schema
 from .table import EpisodeTable
 
 LABELS = ("labels", "labels_mask")
 STATUSES = ("committed", "salvaged", "corrupt")
+
+_ONE_STEP = (np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+
+class Block(NamedTuple):
+    """Consecutive steps of one episode, as `scan` gives them.
+
+    Attributes:
+        episode: The episode.
+        start: Its step that the arrays begin with; 0 unless the episode came in several blocks.
+        arrays: Feature name to (n, *shape of a step).
+    """
+
+    episode: Episode
+    start: int
+    arrays: dict[str, np.ndarray]
 
 
 class DatasetView(Sequence[Episode]):
@@ -262,6 +280,54 @@ class DatasetView(Sequence[Episode]):
         """
         requests = [self._request(name, rows, steps) for name, (rows, steps) in places.items()]
         return dict(zip(places, self._reader.read(requests, empty=empty, parallel=parallel), strict=True))
+
+    def scan(
+        self,
+        features: Iterable[str] | None = None,
+        *,
+        max_block_bytes: int = 2**30,
+        read_ahead_bytes: int = 2**29,
+        threads: int | None = None,
+    ) -> Iterator[Block]:
+        """Read everything once, episode by episode, in parallel and ahead: for statistics, exports, checks.
+
+        Args:
+            features: Names, as for `gather`; by default all features of the schema.
+            max_block_bytes: An episode whose arrays take more than this comes in several blocks.
+            read_ahead_bytes: Bytes of blocks that may lie ready or be at work.
+            threads: Threads that read; by default one per core, at most 8.
+
+        Yields:
+            `Block(episode, start, arrays)`, in the order of the episodes: `arrays[name]` holds the steps from `start`
+            on, (n, *shape of a step). Memory is used again once nobody holds the arrays.
+
+        Raises:
+            NotFoundError: An unknown feature, or one that some episodes do not have.
+            CorruptDataError: Bytes are missing or changed, when their turn comes.
+        """
+        if isinstance(features, str):
+            raise InvalidInputError(f"scan: got the text {features!r}, expected several names, such as [{features!r}]")
+        names = list(self.schema.features) if features is None else list(features)
+        self.check_sound()
+        for name in names:
+            self.check_feature(name)
+        step_bytes = sum(self._request(name, *_ONE_STEP).spec.step_bytes for name in names) if len(self) else 0
+        block_steps = max(1, max_block_bytes // max(1, step_bytes))
+
+        def jobs() -> Iterator[tuple[int, Callable[[], Block]]]:
+            for row, entry in enumerate(self._entries):
+                for start in range(0, entry.num_steps, block_steps):
+                    stop = min(start + block_steps, entry.num_steps)
+                    for name in names:
+                        self.prefetch(name, row, start, stop)
+                    yield (stop - start) * step_bytes, functools.partial(self._block, names, row, start, stop)
+
+        return read_ahead(jobs(), threads=threads or default_threads(), budget=read_ahead_bytes)
+
+    def _block(self, names: list[str], row: int, start: int, stop: int) -> Block:
+        steps = np.arange(start, stop, dtype=np.int64)
+        rows = np.full(len(steps), row)
+        return Block(self[row], start, self.read(dict.fromkeys(names, (rows, steps)), parallel=False))
 
     def prefetch(self, name: str, row: int, start: int, stop: int) -> None:
         """Tell the storage that steps `start` … `stop - 1` of a feature of episode `row` will be read soon."""

@@ -17,12 +17,11 @@ import torch
 
 from ..buffers import BufferPool
 from ..errors import InvalidInputError
-from ..gather import Empty
+from ..gather import Empty, default_threads
 from ..shuffling import BlockShuffled, InOrder, Order, Shuffled, Weighted
 from .batch import Batch, Rows, collate
 from .dataset import WindowDataset
 
-MAX_THREADS = 8
 ORDERED_AT_ONCE = 4096
 
 _thread = threading.local()
@@ -125,8 +124,7 @@ class Loader:
         if num_samples is not None and weights is None:
             raise InvalidInputError("Loader: num_samples is for weights; a subset of the steps: WindowDataset(where=…)")
         self.num_samples = len(windows) if num_samples is None else _at_least("num_samples", num_samples, 1)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = min(MAX_THREADS, cores) if threads is None else _at_least("threads", threads, 1)
+        self._threads = default_threads() if threads is None else _at_least("threads", threads, 1)
         self._depth = self._threads + _at_least("prefetch", prefetch, 0)
         self._device = None if device is None else _indexed(torch.device(device))
         self._empty = _pinned(pin_memory, self._device)
