@@ -19,6 +19,9 @@ from .log.records import Record
 from .log.snapshot import Entry, read_record
 from .schema import TIMESTAMP, Schema
 
+MANY_STEPS = 64
+"""From so many images on, the disk is told to read ahead."""
+
 
 class Episode:
     """One episode of a snapshot.
@@ -153,6 +156,8 @@ class Episode:
     def read_steps(self, spec: ArraySpec, steps: np.ndarray) -> np.ndarray:
         """The given steps (int64 (n,), within the episode) of one array: (n, *step_shape)."""
         compute = (lambda _: self.compute(spec.name, spec.numpy_dtype)) if spec.derived else None
+        if len(steps) >= MANY_STEPS and spec.chunk_steps == 1 and not spec.derived:
+            self._reader.prefetch(spec, self._entry, int(steps.min()), int(steps.max()) + 1)
         request = Request(spec, [self._entry], np.zeros(len(steps), np.int64), steps, compute)
         return self._reader.read([request])[0]
 

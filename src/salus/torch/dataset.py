@@ -13,7 +13,6 @@ from torch.utils.data import Dataset as TorchDataset
 from ..episode import Episode
 from ..errors import InvalidInputError
 from ..gather import Empty
-from ..schema import Text
 from ..view import DatasetView
 from ..windows import WindowIndex, parse_offsets
 from .batch import Batch, Rows, Sample, SharedMemory, in_worker
@@ -68,7 +67,6 @@ class WindowDataset(TorchDataset[Sample]):
             )
         self.view = view
         self._windows = {name: parse_offsets(name, offsets) for name, offsets in windows.items()}
-        self._texts = {name for name, feature in view.schema.features.items() if isinstance(feature, Text)}
         self.transform = transform
         view.check_sound()
         taken = {"episode", "step"} | {f"{name}_is_pad" for name, (_, single) in self._windows.items() if not single}
@@ -145,13 +143,7 @@ class WindowDataset(TorchDataset[Sample]):
                 batch[f"{name}_is_pad"] = torch.from_numpy(is_pad)
         shared = SharedMemory() if empty is None and in_worker() else None
         values = self.view.read(places, empty=shared.empty if shared else empty, parallel=parallel)
-        tensors = shared.tensors(values.values()) if shared else [None] * len(values)
-        for (name, array), tensor in zip(values.items(), tensors, strict=True):
-            if name in self._texts:
-                batch[name] = array.tolist()
-            else:
-                batch[name] = torch.from_numpy(array) if tensor is None else tensor
-        return batch
+        return batch | _as_tensors(values, shared)
 
     def prefetch(self, samples: np.ndarray) -> None:
         """Let the disk read the images of these samples ahead, as far as it does.
@@ -209,18 +201,27 @@ class EpisodeDataset(TorchDataset[Sample]):
     def __getitem__(self, sample: int) -> Sample:
         """One episode."""
         episode = self.view[sample]
-        values = {name: _whole(episode, name) for name in self._features}
+        steps = np.arange(len(episode))
+        rows = np.full(len(episode), sample % len(self.view))
+        shared = SharedMemory() if in_worker() else None
+        arrays = self.view.read(dict.fromkeys(self._features, (rows, steps)), empty=shared.empty if shared else None)
+        values: Sample = _as_tensors(arrays, shared)
         return values if self._transform is None else self._transform(values)
 
     def __repr__(self) -> str:
         return f"<salus.torch.EpisodeDataset: {len(self)} episodes; {', '.join(self._features)}>"
 
 
-def _whole(episode: Episode, name: str) -> Any:
-    if name in ("labels", "labels_mask"):
-        return torch.from_numpy(getattr(episode, name))
-    values = episode[name][:]
-    return values.tolist() if values.dtype == object else torch.from_numpy(values)
+def _as_tensors(arrays: Mapping[str, np.ndarray], shared: SharedMemory | None) -> dict[str, Any]:
+    """Each array as a tensor, on the same memory; text as a list."""
+    tensors = shared.tensors(arrays.values()) if shared else [None] * len(arrays)
+    values: dict[str, Any] = {}
+    for (name, array), tensor in zip(arrays.items(), tensors, strict=True):
+        if array.dtype == object:
+            values[name] = array.tolist()
+        else:
+            values[name] = torch.from_numpy(array) if tensor is None else tensor
+    return values
 
 
 def _checked_mask(episode: Episode, mask: Any) -> np.ndarray:
