@@ -30,12 +30,13 @@ test: $(READY) $(ZARRITA)  ## all tests
 
 test-newest: .venv-newest/.ready  ## the core, without torch, on the newest Python and the newest zarr
 	.venv-newest/bin/pytest --numprocesses 2 --dist worksteal \
-	  --ignore tests/interop --ignore tests/test_demo.py --ignore tests/test_torch.py --ignore tests/docs
+	  --ignore tests/interop --ignore tests/test_demo.py --ignore tests/test_torch.py --ignore tests/test_torch_codecs.py \
+	  --ignore tests/docs
 
 .venv-newest/.ready: pyproject.toml
 	$(if $(PYTHON_NEWEST),,$(error make test-newest: no python3.13 on the PATH))
 	$(PYTHON_NEWEST) -m venv .venv-newest
-	.venv-newest/bin/pip install --quiet --disable-pip-version-check --editable '.[pandas]' hypothesis pytest pytest-timeout pytest-xdist
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check --editable '.[jpeg,pandas]' hypothesis imagecodecs-zarr pytest pytest-timeout pytest-xdist
 	touch $@
 
 check: format lint types layers docs test test-newest  ## everything that CI checks

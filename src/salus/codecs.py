@@ -1,31 +1,63 @@
-"""The codec chain of inner chunks, natively: bytes (little-endian), zstd, crc32c; vlen-utf8 for text.
+"""The codec chain of inner chunks: bytes (little-endian), zstd, crc32c; vlen-utf8 for text; JPEG; or others' codecs.
 
 The same bytes as zarr-python writes and reads with the codecs that `layout` puts into `zarr.json`. zstd and crc32c
-come from numcodecs and google-crc32c, the libraries that zarr-python itself uses.
+come from numcodecs and google-crc32c, the libraries that zarr-python itself uses. Only codecs that a feature names
+itself go through zarr-python.
 
-Thread-safety: all functions are pure; zstd runs without the GIL.
+Thread-safety: all functions are pure; zstd and JPEG run without the GIL.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import google_crc32c
 import numpy as np
 from numcodecs import zstd
 
+from . import jpeg
 from .errors import CorruptDataError, InvalidInputError
 from .layout import ZSTD_LEVEL, ArraySpec
 
 MAX_TEXT_CHUNK_BYTES = 2**28
 
 _CHECKSUM = 4
+_RESIDUE = 0x48674BC7  # the CRC-32C of any bytes that their own CRC-32C follows
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_SWAPPED = sys.byteorder == "big"
 
 
 def crc32c(data: bytes, value: int = 0) -> int:
     """The CRC-32C of `data`, going on from the CRC `value` of what was before it."""
     return int(google_crc32c.extend(value, data)) if value else int(google_crc32c.value(data))
+
+
+def require_codec(spec: ArraySpec) -> None:
+    """Load what decodes `spec`, on the caller's thread.
+
+    Raises:
+        MissingExtraError: imagecodecs is not installed.
+    """
+    if spec.codec == "jpeg":
+        jpeg.library()
+
+
+def check_codecs(specs: Iterable[ArraySpec]) -> None:
+    """Make sure, before anything is recorded, that all codecs are there and fit.
+
+    Raises:
+        MissingExtraError: imagecodecs is not installed.
+        InvalidInputError: A codec that zarr-python does not know, or that does not fit the feature.
+    """
+    for spec in specs:
+        require_codec(spec)
+        if spec.codec == "zarr":
+            from . import zarr_codecs
+
+            zarr_codecs.check_chain(spec)
 
 
 def encode_chunk(spec: ArraySpec, steps: np.ndarray) -> bytes:
@@ -50,10 +82,17 @@ def encode_chunk(spec: ArraySpec, steps: np.ndarray) -> bytes:
     else:
         if missing:
             steps = np.concatenate([steps, np.full((missing, *steps.shape[1:]), spec.fill_value, steps.dtype)])
-        if sys.byteorder == "big":
-            steps = steps.byteswap()
         raw = np.ascontiguousarray(steps)
-    packed = bytes(zstd.compress(raw, ZSTD_LEVEL))
+    if spec.codec == "jpeg":
+        packed = jpeg.encode(raw[0], quality=spec.quality)
+    elif spec.codec == "zarr":
+        from . import zarr_codecs
+
+        packed = zarr_codecs.encode(spec, raw)
+    else:
+        if _SWAPPED and not spec.is_text:
+            raw = raw.byteswap()
+        packed = bytes(zstd.compress(raw, ZSTD_LEVEL))
     return packed + crc32c(packed).to_bytes(_CHECKSUM, "little")
 
 
@@ -70,35 +109,60 @@ def decode_chunk(spec: ArraySpec, encoded: bytes, out: np.ndarray | None = None)
 
     Raises:
         CorruptDataError: The checksum does not hold, or the content is not of the declared size.
+        MissingExtraError, FormatError: What decodes it is not installed.
     """
-    packed = encoded[:-_CHECKSUM]
-    if len(encoded) <= _CHECKSUM or crc32c(packed) != int.from_bytes(encoded[-_CHECKSUM:], "little"):
+    if google_crc32c.value(encoded) != _RESIDUE or len(encoded) <= _CHECKSUM:
         raise CorruptDataError("crc32c does not hold: the bytes are not the ones that were written")
-    declared = declared_size(packed)
+    packed = memoryview(encoded)[:-_CHECKSUM]
     if spec.is_text:
+        declared = declared_size(packed)
         if declared is None or declared > MAX_TEXT_CHUNK_BYTES:
             raise CorruptDataError(f"text chunk declares {declared} bytes, expected at most {MAX_TEXT_CHUNK_BYTES}")
         return _decode_text(bytes(_decompress(packed)), spec.chunk_steps)
-    if declared != spec.chunk_bytes:
-        raise CorruptDataError(f"chunk declares {declared} bytes, expected {spec.chunk_bytes}")
+    if spec.codec == "zstd":
+        # The header that zstd itself writes for a chunk of this size, or else the size in another form.
+        head = _frame_head(spec.chunk_bytes)
+        if encoded[: len(head)] != head and (declared := declared_size(packed)) != spec.chunk_bytes:
+            raise CorruptDataError(f"chunk declares {declared} bytes, expected {spec.chunk_bytes}")
+    elif spec.codec == "jpeg":
+        jpeg.check(packed, spec.stored_step_shape)
     if out is None:
         out = np.empty((spec.chunk_steps, *spec.stored_step_shape), spec.numpy_dtype)
-    _decompress(packed, out)
-    if sys.byteorder == "big":
-        out.byteswap(inplace=True)
+    if spec.codec == "jpeg":
+        jpeg.decode(packed, out[0])
+    elif spec.codec == "zarr":
+        from . import zarr_codecs
+
+        zarr_codecs.decode(spec, packed, out)
+    else:
+        _decompress(packed, out)
+        if _SWAPPED:
+            out.byteswap(inplace=True)
     return out
 
 
-def _decompress(packed: bytes, out: np.ndarray | None = None) -> Any:
+@functools.cache
+def _frame_head(size: int) -> bytes:
+    """The start of a zstd frame of one segment that declares `size` bytes, without checksum and dictionary."""
+    if size < 256:
+        return _ZSTD + b"\x20" + size.to_bytes(1, "little")
+    if size < 65536 + 256:
+        return _ZSTD + b"\x60" + (size - 256).to_bytes(2, "little")
+    if size < 2**32:
+        return _ZSTD + b"\xa0" + size.to_bytes(4, "little")
+    return _ZSTD + b"\xe0" + size.to_bytes(8, "little")
+
+
+def _decompress(packed: memoryview, out: np.ndarray | None = None) -> Any:
     try:
         return zstd.decompress(packed, out)
     except RuntimeError as error:
         raise CorruptDataError(f"zstd cannot decode the chunk: {error}") from error
 
 
-def declared_size(packed: bytes) -> int | None:
+def declared_size(packed: bytes | memoryview) -> int | None:
     """The content size in a zstd frame header (RFC 8878, section 3.1.1), without decoding anything."""
-    if len(packed) < 6 or packed[:4] != b"\x28\xb5\x2f\xfd":
+    if len(packed) < 6 or packed[:4] != _ZSTD:
         return None
     descriptor = packed[4]
     single_segment = bool(descriptor & 0x20)

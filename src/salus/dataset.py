@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .codecs import check_codecs
 from .errors import InvalidInputError, NotFoundError
 from .gather import Reader
 from .labels import Outcome, Result
-from .layout import tag_key
+from .layout import array_specs, tag_key
 from .log import publish as publishing
 from .log.amendments import Amendment, append_amendment
 from .log.revisions import put_revision, read_revisions
@@ -30,11 +31,22 @@ class Dataset(DatasetView):
     Attributes:
         mode: `"r"`, or `"a"` for recording, amending and tagging.
         tag_name: The tag that it was opened at, or None.
+        strict: Whether features that need zarr-python's codecs are refused.
     """
 
     def __init__(
-        self, storage: Storage, schemas: list[Schema], snapshot: Snapshot, mode: Mode, tag: str | None
+        self,
+        storage: Storage,
+        schemas: list[Schema],
+        snapshot: Snapshot,
+        mode: Mode,
+        tag: str | None,
+        *,
+        strict: bool = False,
     ) -> None:
+        self.strict = strict
+        if strict:
+            schemas[-1].check_native(storage.url)
         super().__init__(Reader(storage), schemas, snapshot, _readable(snapshot, schemas))
         self.mode = mode
         self._latest = snapshot
@@ -58,11 +70,14 @@ class Dataset(DatasetView):
 
         Raises:
             InvalidInputError: It was opened at a tag, which never changes.
+            FormatError: It was opened with `strict`, and a feature was added that this refuses.
         """
         if self.tag_name is not None:
             raise InvalidInputError(f"refresh: the dataset was opened at tag {self.tag_name!r}, which never changes")
         snapshot = load(self.storage, self._snapshot)
         schemas = read_revisions(self.storage)
+        if self.strict:
+            schemas[-1].check_native(self.url)
         self.__dict__.pop("_rows_by_uid", None)
         self.__dict__.pop("_lengths", None)
         self.__dict__.pop("_specs", None)
@@ -149,10 +164,15 @@ class Dataset(DatasetView):
         Raises:
             InvalidInputError: A name is there already, or a feature is wrong.
             AlreadyExistsError: Another process added features at the same time; `refresh()` and look.
+            MissingExtraError: JPEG images, and the extra `jpeg` is not installed.
+            FormatError: The dataset was opened with `strict`, and a feature names codecs of its own.
             RecordingError: The storage refused.
         """
         self.check_writable("add_features")
         schema = self.schema.extended(features)
+        if self.strict:
+            schema.check_native(self.url)
+        check_codecs(array_specs(schema).values())
         put_revision(self.storage, len(self._schemas), schema)
         self._schemas = [*self._schemas, schema]
         self.__dict__.pop("_specs", None)

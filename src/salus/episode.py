@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .codecs import require_codec
 from .errors import CorruptDataError, NotFoundError, did_you_mean
 from .gather import Reader, Request
 from .labels import Outcome, horizon_labels
@@ -17,7 +18,7 @@ from .layout import ArraySpec, array_specs
 from .log.amendments import Overlay
 from .log.records import Record
 from .log.snapshot import Entry, read_record
-from .schema import TIMESTAMP, Schema
+from .schema import TIMESTAMP, Feature, Schema
 
 MANY_STEPS = 64
 """From so many images on, the disk is told to read ahead."""
@@ -158,6 +159,7 @@ class Episode:
         compute = (lambda _: self.compute(spec.name, spec.numpy_dtype)) if spec.derived else None
         if len(steps) >= MANY_STEPS and spec.chunk_steps == 1 and not spec.derived:
             self._reader.prefetch(spec, self._entry, int(steps.min()), int(steps.max()) + 1)
+        require_codec(spec)
         request = Request(spec, [self._entry], np.zeros(len(steps), np.int64), steps, compute)
         return self._reader.read([request])[0]
 
@@ -244,7 +246,13 @@ class FeatureData:
         return (self[step] for step in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"<{self.name} {'text' if self._spec.is_text else self.dtype} {self.shape}>"
+        coding = unusual(self._episode.schema.features.get(self.name))
+        return f"<{self.name} {'text' if self._spec.is_text else self.dtype} {self.shape}{coding}>"
+
+
+def unusual(feature: Feature | None) -> str:
+    """`" (JPEG quality 95, lossy)"` where a feature is stored otherwise than by default; else nothing."""
+    return "" if feature is None or feature.is_lossless else f" ({feature.coding})"
 
 
 def _is_integer(value: Any) -> bool:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -105,6 +106,9 @@ class ArraySpec:
         channels_last: The step is stored transposed, (C, H, W) as (H, W, C).
         dimensions: Zarr dimension names.
         derived: Built from the records, not recorded.
+        codec: What decodes an inner chunk: `"zstd"` and `"jpeg"` natively, `"zarr"` the codecs of `chain`.
+        quality: Of JPEG, 1 … 100.
+        chain: JSON text of the feature's own Zarr codecs.
     """
 
     name: str
@@ -115,13 +119,16 @@ class ArraySpec:
     channels_last: bool = False
     dimensions: tuple[str, ...] = ()
     derived: bool = False
+    codec: Literal["zstd", "jpeg", "zarr"] = "zstd"
+    quality: int = 0
+    chain: str = ""
 
-    @property
+    @cached_property
     def is_text(self) -> bool:
         """Whether its values are text."""
         return self.dtype == "string"
 
-    @property
+    @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The dtype in memory: object (of str) for text."""
         return np.dtype(object) if self.is_text else np.dtype(self.dtype)
@@ -133,7 +140,7 @@ class ArraySpec:
             return ""
         return math.nan if self.derived and self.numpy_dtype.kind == "f" else 0
 
-    @property
+    @cached_property
     def stored_step_shape(self) -> tuple[int, ...]:
         """Shape of one step in the order of its bytes on disk."""
         if self.channels_last:
@@ -151,12 +158,22 @@ class ArraySpec:
         """Inner chunks of a whole shard."""
         return self.segment_steps // self.chunk_steps
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of one decoded inner chunk; 0 for text, whose size is not fixed."""
         if self.is_text:
             return 0
         return self.chunk_steps * math.prod(self.step_shape) * self.numpy_dtype.itemsize
+
+    @property
+    def own_codecs(self) -> list[dict[str, Any]]:
+        """The Zarr metadata of the codecs that stand in the place of `bytes` and `zstd`; empty where these stay."""
+        if self.codec == "zarr":
+            own: list[dict[str, Any]] = json.loads(self.chain)
+            return own
+        if self.codec == "jpeg":
+            return [{"name": "imagecodecs_jpeg", "configuration": {"level": self.quality}}]
+        return []
 
     def shard_key(self, slot: int, segment: int) -> str:
         """The key that every Zarr reader computes for this shard."""
@@ -179,15 +196,19 @@ def feature_specs(name: str, feature: Feature, segment_steps: int) -> Iterable[A
     """The arrays of one feature: its own, and `<name>.valid` where it is nullable."""
     per_step = isinstance(feature, Image) or feature.step_bytes >= WHOLE_SEGMENT_STEP_BYTES
     layout = feature.layout if isinstance(feature, Image) else None
+    own_chain = not isinstance(feature.codec, str)
     yield ArraySpec(
         name=name,
         dtype=feature.dtype,
         step_shape=feature.shape,
         chunk_steps=1 if per_step else segment_steps,
         segment_steps=segment_steps,
-        channels_last=layout == "CHW",
+        channels_last=layout == "CHW" and not own_chain,
         dimensions=("episode", "step", *_own_dimensions(name, feature, layout)),
         derived=feature.derived is not None,
+        codec="zarr" if own_chain else "jpeg" if feature.codec == "jpeg" else "zstd",
+        quality=feature.quality or 0 if isinstance(feature, Image) else 0,
+        chain=json.dumps(feature.codec, sort_keys=True) if own_chain else "",
     )
     if feature.nullable:
         yield ArraySpec(f"{name}.valid", "bool", (), segment_steps, segment_steps, dimensions=("episode", "step"))
@@ -252,7 +273,7 @@ def _feature_template(spec: ArraySpec) -> dict[str, Any]:
     from zarr.codecs import TransposeCodec
 
     transpose = [TransposeCodec(order=(0, 1, 3, 4, 2))] if spec.channels_last else []
-    return _created_by_zarr(
+    document = _created_by_zarr(
         shape=(0, 0, *spec.step_shape),
         shards=(1, spec.segment_steps, *spec.step_shape),
         chunks=(1, spec.chunk_steps, *spec.step_shape),
@@ -261,6 +282,9 @@ def _feature_template(spec: ArraySpec) -> dict[str, Any]:
         fill_value=spec.fill_value,
         dimension_names=spec.dimensions,
     )
+    if spec.own_codecs:  # put in as they are, so that publishing needs no package that brings them
+        document["codecs"][0]["configuration"]["codecs"][len(transpose) : -1] = spec.own_codecs
+    return document
 
 
 @functools.cache

@@ -6,9 +6,10 @@ import os
 from typing import Any, get_args
 
 from . import documents
+from .codecs import check_codecs
 from .dataset import Dataset, Mode
 from .errors import AlreadyExistsError, CorruptDataError, FormatError, InvalidInputError, NotFoundError
-from .layout import PRIVATE
+from .layout import PRIVATE, array_specs
 from .log.publish import publish
 from .log.revisions import put_revision, read_revisions
 from .log.snapshot import load
@@ -17,7 +18,7 @@ from .schema import Schema
 from .storage import LocalStorage, Storage, open_local
 
 
-def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = False) -> Dataset:
+def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = False, strict: bool = False) -> Dataset:
     """Create an empty dataset, durable on return, and open it for writing.
 
     Args:
@@ -25,15 +26,22 @@ def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = Fal
         schema: What it will hold.
         exist_ok: Open the dataset that is there, if its schema is this one: for scripts that are run again, and for
             several processes that start together.
+        strict: As `open`.
 
     Raises:
         AlreadyExistsError: Something is there.
-        InvalidInputError: `exist_ok`, and the schemas differ. Lists the differences.
+        InvalidInputError: `exist_ok`, and the schemas differ: lists the differences. Or a codec that the schema names
+            does not fit its feature.
+        MissingExtraError: JPEG images, and the extra `jpeg` is not installed.
+        FormatError: `strict` refuses the schema.
         RecordingError: The storage refused.
     """
     if not isinstance(schema, Schema):
         raise InvalidInputError(f"create: got {type(schema).__name__} as schema, expected a salus.Schema")
     storage = open_local(path)
+    if strict:
+        schema.check_native(storage.url)
+    check_codecs(array_specs(schema).values())
     if not read_revisions(storage):
         try:
             _check_empty(storage)
@@ -45,24 +53,26 @@ def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = Fal
                 raise _exists(storage) from None
     elif not exist_ok:
         raise _exists(storage)
-    dataset = open(path, mode="a")
+    dataset = open(path, mode="a", strict=strict)
     differences = dataset.schema.differences(schema) if exist_ok else []
     if differences:
         raise InvalidInputError.listing(differences, subject=f"create: the schema differs from that of {storage.url}")
     return dataset
 
 
-def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = None) -> Dataset:
+def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = None, strict: bool = False) -> Dataset:
     """Open a dataset at its newest state, or at a tag.
 
     Args:
         path: The dataset.
         mode: `"r"` to read; `"a"` to record, amend and tag as well.
         tag: Read the snapshot of that name.
+        strict: Refuse a dataset with features whose codecs SALUS does not decode itself: these go through zarr-python,
+            which is slow, and what they allocate is not limited, so data of strangers is better opened strictly.
 
     Raises:
         NotFoundError: Nothing is there, or no such tag.
-        FormatError: Not a SALUS dataset, or one of a newer format.
+        FormatError: Not a SALUS dataset, or one of a newer format; or `strict` refuses it.
         CorruptDataError: The schema, an amendment or the tag does not hold.
     """
     if mode not in get_args(Mode):
@@ -78,7 +88,7 @@ def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = No
         publish(storage)  # a crash came between creating the dataset and publishing it
     snapshot = load(storage) if tag is None else read_tag(storage, tag)
     # Read after the log, so that the revision of every record is among them.
-    return Dataset(storage, read_revisions(storage), snapshot, mode, tag)
+    return Dataset(storage, read_revisions(storage), snapshot, mode, tag, strict=strict)
 
 
 def _exists(storage: Storage) -> AlreadyExistsError:

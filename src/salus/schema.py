@@ -6,6 +6,7 @@ an episode is always read by the revision that it was recorded under.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import FormatError, InvalidInputError
+from .jpeg import DEFAULT_QUALITY, MAX_SIDE
 from .labels import Horizons
 
 FORMAT = 1
@@ -24,6 +26,7 @@ RESERVED = frozenset({"zarr.json", TIMESTAMP, "episode_length", "episode_metadat
 DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64")
 COLORS = {"rgb": 3, "bgr": 3, "gray": 1}
 MAX_STEP_BYTES = 2**30
+MAX_CODECS = 16
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
@@ -44,6 +47,9 @@ class Feature:
         derived: What the values are computed from (only `"outcome"`, horizon labels). Kept for plain Zarr readers;
             SALUS itself computes it at read.
         clock: The time axis that it runs on; only `"step"` until streams with clocks of their own are there.
+        codec: `"zstd"`, lossless; or Zarr codecs of your own as a list of their metadata, `[{"name": …,
+            "configuration": {…}}, …]`, for one inner chunk (1, n, *shape), without the crc32c that SALUS always adds.
+            Your own go through zarr-python: correct, slow, and what they lose is theirs.
     """
 
     shape: tuple[int, ...] = ()
@@ -55,16 +61,30 @@ class Feature:
     allow_nan: bool = field(default=False, kw_only=True)
     derived: Literal["outcome"] | None = field(default=None, kw_only=True)
     clock: str = field(default="step", kw_only=True)
+    codec: str | tuple[Mapping[str, Any], ...] = field(default="zstd", kw_only=True, hash=False)
 
     kind = "array"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", _dtype_name(self.dtype))
-        for name in ("shape", "names", "range"):
+        several = ("shape", "names", "range") if isinstance(self.codec, str) else ("shape", "names", "range", "codec")
+        for name in several:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _as_tuple(getattr(self, name), f"feature: {name}"))
         whole = tuple(int(size) if isinstance(size, np.integer) else size for size in self.shape)
         object.__setattr__(self, "shape", whole)
+
+    @property
+    def coding(self) -> str:
+        """How its values are stored, in words: `"zstd, lossless"`."""
+        if isinstance(self.codec, str):
+            return f"{self.codec}, lossless"
+        return f"{' + '.join(str(codec['name']) for codec in self.codec)}, through zarr-python"
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether it is known to read exactly as it was recorded."""
+        return self.codec == "zstd"
 
     @property
     def step_bytes(self) -> int:
@@ -97,6 +117,27 @@ class Feature:
             yield f"derived: got {self.dtype}{', nullable' * self.nullable}, expected a float: unknown labels are NaN"
         if self.clock != "step":
             yield f"clock: got {self.clock!r}; format 1 has a place for more clocks, this version records 'step' only"
+        yield from self._codec_problems()
+
+    def _codec_problems(self) -> Iterable[str]:
+        if isinstance(self.codec, str):
+            if self.codec not in self._codecs():
+                known = " or ".join(map(repr, self._codecs()))
+                yield f"codec: got {self.codec!r}, expected {known}, or a list of Zarr codecs"
+            return
+        if self.derived or self.kind == "text":
+            yield f"codec: got a list, expected 'zstd' for {'text' if self.kind == 'text' else 'derived values'}"
+        if not 1 <= len(self.codec) <= MAX_CODECS or not all(map(_is_codec, self.codec)):
+            yield (
+                f"codec: got {self.codec!r}, expected 1 to {MAX_CODECS} Zarr codecs, each "
+                '{"name": text} or {"name": text, "configuration": JSON values}'
+            )
+        elif self.codec[-1]["name"] == "crc32c":
+            yield "codec: got crc32c at the end, which SALUS adds; leave it out"
+
+    @classmethod
+    def _codecs(cls) -> tuple[str, ...]:
+        return ("zstd",)
 
     @classmethod
     def _dtypes(cls) -> tuple[str, ...]:
@@ -111,7 +152,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Image(Feature):
-    """A camera image per step: uint8, 0–255, stored losslessly (zstd), one compressed chunk per image.
+    """A camera image per step: uint8, 0–255, one compressed chunk per image, lossless unless you say otherwise.
 
     Attributes:
         height: Pixels from top to bottom.
@@ -119,6 +160,9 @@ class Image(Feature):
         layout: `"CHW"` gives (C, height, width), `"HWC"` gives (height, width, C). The layout is how readers see it;
             on disk images are channels-last, which compresses better and decodes faster. Recording accepts either.
         color: `"rgb"`, `"bgr"` or `"gray"`: what the stored channels mean.
+        codec: `"zstd"`, lossless; `"jpeg"`, **lossy**, which needs the extra `jpeg`; or Zarr codecs of your own, as for
+            `Feature`.
+        quality: Of JPEG, 1 … 100 on libjpeg's scale; 95 unless given. None for other codecs.
     """
 
     shape: tuple[int, ...] = field(default=(), init=False)
@@ -127,6 +171,7 @@ class Image(Feature):
     width: int = field(kw_only=True)
     layout: Literal["CHW", "HWC"] = field(default="CHW", kw_only=True)
     color: Literal["rgb", "bgr", "gray"] = field(default="rgb", kw_only=True)
+    quality: int | None = field(default=None, kw_only=True)
 
     kind = "image"
 
@@ -134,7 +179,14 @@ class Image(Feature):
         channels = COLORS.get(self.color, 3) if isinstance(self.color, str) else 3
         hwc = (self.height, self.width, channels)
         object.__setattr__(self, "shape", hwc if self.layout == "HWC" else (channels, self.height, self.width))
+        if self.codec == "jpeg" and self.quality is None:
+            object.__setattr__(self, "quality", DEFAULT_QUALITY)
         super().__post_init__()
+
+    @property
+    def coding(self) -> str:
+        """How its values are stored, in words: `"JPEG quality 95, lossy"`."""
+        return f"JPEG quality {self.quality}, lossy" if self.codec == "jpeg" else super().coding
 
     @property
     def other_layout_shape(self) -> tuple[int, ...]:
@@ -149,6 +201,18 @@ class Image(Feature):
             yield f"layout: got {self.layout!r}, expected 'CHW' or 'HWC'"
         if not isinstance(self.color, str) or self.color not in COLORS:
             yield f"color: got {self.color!r}, expected one of {', '.join(COLORS)}"
+        if self.codec != "jpeg":
+            if self.quality is not None:
+                yield f"quality: got {self.quality!r}, expected none with codec {self.codec!r}"
+            return
+        if isinstance(self.quality, bool) or not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
+            yield f"quality: got {self.quality!r}, expected 1 .. 100"
+        if any(isinstance(side, int) and side > MAX_SIDE for side in (self.height, self.width)):
+            yield f"codec: got an image of {self.height} × {self.width}, JPEG holds sides up to {MAX_SIDE}"
+
+    @classmethod
+    def _codecs(cls) -> tuple[str, ...]:
+        return ("zstd", "jpeg")
 
     @classmethod
     def _dtypes(cls) -> tuple[str, ...]:
@@ -305,6 +369,14 @@ class Schema:
             raise InvalidInputError.listing(problems, subject="schema of the example step")
         return cls(features, rate_hz=rate_hz, **more)
 
+    def check_native(self, url: str) -> None:
+        """Raise FormatError where a feature has codecs of its own, naming all that have."""
+        foreign = [(name, feature) for name, feature in self.features.items() if not isinstance(feature.codec, str)]
+        if foreign:
+            what = "; ".join(f"{name!r}: {feature.coding}" for name, feature in foreign)
+            problems = [(name, feature.coding) for name, feature in foreign]
+            raise FormatError(f"strict: {what}; expected codecs of SALUS; leave out strict to read it; {url}", problems)
+
     def extended(self, features: Mapping[str, Feature]) -> Schema:
         """This schema with more features.
 
@@ -391,6 +463,16 @@ def _as_tuple(value: Any, what: str) -> tuple[Any, ...]:
 def _is_range(values: tuple[Any, ...]) -> bool:
     numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
     return len(numbers) == len(values) == 2 and numbers[0] < numbers[1]
+
+
+def _is_codec(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        return False
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return value.keys() <= {"name", "configuration"} and isinstance(value.get("configuration", {}), Mapping)
 
 
 def _name_problems(name: Any) -> Iterable[str]:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from . import sampling
-from .episode import Episode
+from .codecs import require_codec
+from .episode import Episode, unusual
 from .errors import CorruptDataError, InvalidInputError, NotFoundError, SalusError, did_you_mean
 from .gather import Empty, Reader, Request, default_threads
 from .labels import Outcome, Result
@@ -340,6 +341,7 @@ class DatasetView(Sequence[Episode]):
     def _request(self, name: str, rows: np.ndarray, steps: np.ndarray) -> Request:
         spec = self._label_spec(name) if name in LABELS else self._spec(name, rows)
         if not spec.derived:
+            require_codec(spec)
             return Request(spec, self._entries, rows, steps)
         return Request(
             spec, self._entries, rows, steps, lambda entry: self._episode(entry).compute(name, spec.numpy_dtype)
@@ -416,7 +418,8 @@ class DatasetView(Sequence[Episode]):
 
     def __repr__(self) -> str:
         features = ", ".join(
-            f"{name} {feature.dtype} {feature.shape}" for name, feature in self.schema.features.items()
+            f"{name} {feature.dtype} {feature.shape}{unusual(feature)}"
+            for name, feature in self.schema.features.items()
         )
         kind = type(self).__name__
         return f"<salus.{kind} {self.url}: {len(self)} episodes, {self.num_steps} steps; {features}>"

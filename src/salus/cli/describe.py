@@ -57,6 +57,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "stored_bytes": stored,
         "compression": raw / stored if stored else None,
         "features": {name: _describe_feature(feature) for name, feature in schema.features.items()},
+        "not_lossless": {name: feature.coding for name, feature in schema.features.items() if not feature.is_lossless},
         "failure_kinds": list(schema.failure_kinds),
         "horizons": {"values": list(schema.label_horizons.values), "unit": schema.label_horizons.unit},
         "schema_revision": dataset.schema_revision,
@@ -72,7 +73,7 @@ def unfinished(dataset: Dataset) -> int:
 
 
 def _describe_feature(feature: Feature) -> dict[str, Any]:
-    how = "zstd, lossless, one chunk per image" if isinstance(feature, Image) else "zstd, lossless"
+    how = f"{feature.coding}, one chunk per image" if isinstance(feature, Image) else feature.coding
     document = {key: value for key, value in feature.to_json().items() if value not in (None, False)}
     document["storage"] = f"computed from the {feature.derived}" if feature.derived else how
     return document
@@ -89,8 +90,11 @@ def print_dataset(document: dict[str, Any]) -> None:
     )
     if document["stored_bytes"]:
         ratio = document["compression"]
-        smaller = f": {ratio:.1f} × smaller, nothing lost" if ratio >= 1 else ""
+        whole = "" if document["not_lossless"] else ", nothing lost"
+        smaller = f": {ratio:.1f} × smaller{whole}" if ratio >= 1 else ""
         console.print(f"{size(document['stored_bytes'])} on disk for {size(document['raw_bytes'])} of values{smaller}")
+    for name, coding in document["not_lossless"].items():
+        console.print(text(f"{name}: {coding}", "yellow"))
     for count, what in (
         (document["corrupt"], "corrupt: the record does not hold; `salus show` says what is wrong"),
         (document["salvaged"], "salvaged after a crash"),

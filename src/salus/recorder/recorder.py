@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..codecs import check_codecs
 from ..dataset import Dataset
 from ..errors import InvalidInputError, RecordingError, SalusError
 from ..labels import Outcome, Result
@@ -46,7 +47,9 @@ class Recorder:
         threads: Encoding threads.
 
     Raises:
-        InvalidInputError: The dataset is read-only, or `bgr` names no RGB image.
+        InvalidInputError: The dataset is read-only, `bgr` names no RGB image, or a codec that the schema names is not
+            there.
+        MissingExtraError: The schema has JPEG images, and the extra `jpeg` is not installed.
 
     Use it as a context manager, or call `close()`. Thread-safety: safe.
     """
@@ -67,6 +70,7 @@ class Recorder:
         self._revision = dataset.schema_revision
         self._storage = _local(dataset)
         self._checker = StepChecker(self._schema, bgr)
+        check_codecs(self._checker.specs.values())
         self._open: dict[str, EpisodeWriter] = {}
         self._lock = threading.Lock()
         self._next_slot = 0
