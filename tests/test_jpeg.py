@@ -86,10 +86,10 @@ def test_what_is_read_is_close_to_what_was_recorded_channel_by_channel(path: Pat
     recorded = np.stack([as_recorded(name, step + 1) for step in range(STEPS)])
     assert (read.dtype, read.shape) == (np.uint8, recorded.shape)
     error = np.abs(read.astype(int) - recorded)
-    # The stripes' borders ring, as half the color resolution must; inside of them little is lost.
-    assert error.mean() < 5
+    # The stripes' borders ring a little; inside of them hardly anything is lost.
+    assert error.mean() < 3
     axis = -1 if SCHEMA.features[name].layout == "CHW" else -2  # type: ignore[attr-defined]
-    assert np.take(error, [4, 5, 6, 20, 21, 22, 36, 37, 38], axis).max() < 8
+    assert np.take(error, [4, 5, 6, 20, 21, 22, 36, 37, 38], axis).max() < 5
     assert (name == "lossless") == (not error.any())
 
 
@@ -143,8 +143,8 @@ def test_the_codecs_in_the_metadata() -> None:
     assert names["chw"] == ["transpose", "imagecodecs_jpeg", "crc32c"]
     assert names["hwc"] == ["imagecodecs_jpeg", "crc32c"]
     assert chains["chw"][0]["configuration"] == {"order": [0, 1, 3, 4, 2]}
-    assert chains["chw"][1]["configuration"] == {"level": 95}
-    assert chains["hwc"][0]["configuration"] == {"level": 90}
+    assert chains["chw"][1]["configuration"] == {"level": 95, "subsampling": "444"}
+    assert chains["hwc"][0]["configuration"] == {"level": 90, "subsampling": "444"}
     assert chains["gray"][1]["configuration"] == {"level": 80}
     sharding = array_metadata(SPECS["chw"], 1, 4)["codecs"][0]["configuration"]
     assert [codec["name"] for codec in sharding["index_codecs"]] == ["bytes", "crc32c"]

@@ -40,14 +40,22 @@ def library() -> Any:
     return imagecodecs
 
 
+def configuration(quality: int, channels: int) -> dict[str, Any]:
+    """How to encode, as the Zarr codec `imagecodecs_jpeg` says it, and as imagecodecs takes it.
+
+    Color at its full resolution: at the same size it keeps more than a higher quality with half of it does.
+    """
+    return {"level": quality, **({"subsampling": "444"} if channels == 3 else {})}
+
+
 def encode(image: np.ndarray, *, quality: int) -> bytes:
     """A baseline JPEG of one image.
 
     Args:
         image: uint8 (height, width, 3), or 1 channel for gray; C-contiguous.
-        quality: 1 … 100, libjpeg's scale. Color is kept at half the resolution (4:2:0), as most JPEG files have it.
+        quality: 1 … 100, libjpeg's scale.
     """
-    return bytes(library().jpeg8_encode(image, quality))
+    return bytes(library().jpeg8_encode(image, **configuration(quality, image.shape[-1])))
 
 
 def check(packed: memoryview, shape: tuple[int, ...]) -> None:

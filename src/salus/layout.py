@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from . import jpeg
 from .errors import InvalidInputError
 from .schema import FORMAT, TIMESTAMP, Feature, Image, Schema
 
@@ -172,7 +173,8 @@ class ArraySpec:
             own: list[dict[str, Any]] = json.loads(self.chain)
             return own
         if self.codec == "jpeg":
-            return [{"name": "imagecodecs_jpeg", "configuration": {"level": self.quality}}]
+            channels = self.stored_step_shape[-1]
+            return [{"name": "imagecodecs_jpeg", "configuration": jpeg.configuration(self.quality, channels)}]
         return []
 
     def shard_key(self, slot: int, segment: int) -> str:
