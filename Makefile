@@ -59,6 +59,8 @@ docs: $(READY)  ## build the documentation into site/
 bench: $(READY)  ## the measurements that README and docs quote
 	$(BIN)/python benchmarks/storage_size.py
 	$(BIN)/python benchmarks/small_features.py
+	$(BIN)/python benchmarks/image_codecs.py
+	$(BIN)/python benchmarks/decode_overhead.py
 	$(BIN)/python benchmarks/note_chunk_plan.py
 	$(BIN)/python benchmarks/import_time.py
 

@@ -139,7 +139,7 @@ def test_crc32c_is_the_castagnoli_one_and_goes_on() -> None:
     assert crc32c(b"") == 0
 
 
-@pytest.mark.parametrize("encoded", [b"", b"1234", b"12345"])
+@pytest.mark.parametrize("encoded", [b"", b"1234", b"12345", bytes(4)])
 def test_what_is_too_short_for_a_chunk(encoded: bytes) -> None:
     with pytest.raises(CorruptDataError, match="crc32c does not hold"):
         decode_chunk(SPECS["number"], encoded)

@@ -269,6 +269,10 @@ def test_a_size_that_lies_is_refused_before_anything_is_decoded(monkeypatch: pyt
 def test_the_declared_shape_is_that_of_the_image() -> None:
     for shape in ((1, 1, 3), (300, 2, 3), (2, 1000, 1)):
         assert jpeg.declared_shape(memoryview(of_shape(*shape))) == shape
+    image = of_shape(4, 4, 3)
+    for marker in (0xC2, 0xC3, 0xC9, 0xD0, 0xD9, 0xDA, 0x01):  # frames of other kinds, and what has no length
+        assert jpeg.declared_shape(memoryview(b"\xff\xd8\xff" + bytes([marker]) + b"\x00\x02" + image[2:])) is None
+    assert jpeg.declared_shape(memoryview(b"\xff\xd8\xff\xfe\x00\x02" + image[2:])) == (4, 4, 3)  # a comment
     twelve_bits = bytearray(of_shape(4, 4, 3))
     twelve_bits[twelve_bits.index(b"\xff\xc0") + 4] = 12
     assert jpeg.declared_shape(memoryview(twelve_bits)) is None

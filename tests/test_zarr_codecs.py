@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,29 @@ def test_in_a_forked_child_after_the_parent_used_zarr(path: Path) -> None:
         np.testing.assert_array_equal(read[name], np.concatenate([values, arrays(1)[name]]))
 
 
+def test_a_codec_whose_own_codecs_have_no_synchronous_half() -> None:
+    inner = {"chunk_shape": [1, 2, 2], "codecs": [BYTES, BZ2], "index_codecs": [BYTES, {"name": "crc32c"}]}
+    spec = array_specs(with_codec([{"name": "sharding_indexed", "configuration": inner}]))["a"]
+    values = np.arange(8, dtype=np.float32).reshape(4, 2)
+    np.testing.assert_array_equal(decode_chunk(spec, encode_chunk(spec, values)), values)
+
+
+def test_a_codec_that_says_that_its_synchronous_half_cannot_be_used() -> None:
+    from salus.zarr_codecs import _run
+
+    class Nested:
+        _sync_capable = False
+
+        def _decode_sync(self, *_: Any) -> Any:
+            raise NotImplementedError
+
+        async def decode(self, chunks: Any) -> list[Any]:
+            return [data for data, _ in chunks]
+
+    chunk: Any = None
+    assert _run(Nested(), "decode", b"data", chunk) == b"data"
+
+
 # --- what may not be -------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +200,10 @@ def test_codecs_that_do_not_fit_are_found_before_anything_is_created(tmp_path: P
 def test_a_codec_that_is_gone_costs_its_own_feature(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from salus import zarr_codecs
 
+    threads = set()
+
     def gone(name: str) -> Any:
+        threads.add(threading.current_thread())
         raise KeyError(name)
 
     zarr_codecs._chain.cache_clear()
@@ -185,6 +212,9 @@ def test_a_codec_that_is_gone_costs_its_own_feature(path: Path, monkeypatch: pyt
     np.testing.assert_array_equal(dataset[0]["actions"][:], arrays(0)["actions"])
     with pytest.raises(FormatError, match="'states': zarr-python cannot build .* no installed package brings"):
         dataset[0]["states"][:]
+    with pytest.raises(FormatError, match="'images': zarr-python cannot build"):
+        dataset.gather({"images": [(0, step % STEPS) for step in range(64)]})
+    assert threads == {threading.main_thread()}  # not deep inside a thread that reads
 
 
 def test_what_does_not_decode_or_is_of_another_size_is_corrupt() -> None:
@@ -196,12 +226,22 @@ def test_what_does_not_decode_or_is_of_another_size_is_corrupt() -> None:
     for packed in (b"no gzip", good[:-10]):
         with pytest.raises(CorruptDataError, match="codec 'gzip' cannot decode the chunk"):
             decode_chunk(spec, packed + crc32c(packed).to_bytes(4, "little"))
-    larger = encode_chunk(
-        array_specs(with_codec([BYTES, GZIP]).extended({"b": salus.Feature((9,), codec=[BYTES, GZIP])}))["b"],
-        np.ones((4, 9), np.float32),
-    )
+    wide = array_specs(salus.Schema({"a": salus.Feature((9,), codec=[BYTES, GZIP])}, rate_hz=1, segment_steps=4))["a"]
+    larger = encode_chunk(wide, np.ones((4, 9), np.float32))
     with pytest.raises(CorruptDataError):
         decode_chunk(spec, larger)
+
+
+@pytest.mark.parametrize("values", [np.zeros((1, 4, 3), np.float32), np.zeros((1, 4, 2)), np.zeros((4, 2), np.float32)])
+def test_a_codec_that_gives_something_else_is_not_believed(monkeypatch: pytest.MonkeyPatch, values: np.ndarray) -> None:
+    from zarr.core.buffer import default_buffer_prototype
+
+    spec = array_specs(with_codec([BYTES, GZIP]))["a"]
+    good = encode_chunk(spec, np.ones((4, 2), np.float32))
+    found = default_buffer_prototype().nd_buffer.from_numpy_array(values)
+    monkeypatch.setattr("salus.zarr_codecs._run", lambda *_: found)
+    with pytest.raises(CorruptDataError, match=r"expected float32 \(1, 4, 2\)"):
+        decode_chunk(spec, good)
 
 
 # --- visibly ---------------------------------------------------------------------------------------------------------

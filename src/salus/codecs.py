@@ -36,13 +36,18 @@ def crc32c(data: bytes, value: int = 0) -> int:
 
 
 def require_codec(spec: ArraySpec) -> None:
-    """Load what decodes `spec`, on the caller's thread.
+    """Load what decodes `spec`, so that what is missing is found on the caller's thread.
 
     Raises:
         MissingExtraError: imagecodecs is not installed.
+        FormatError: No installed package brings one of the feature's own codecs.
     """
     if spec.codec == "jpeg":
         jpeg.library()
+    elif spec.codec == "zarr":
+        from . import zarr_codecs
+
+        zarr_codecs.require(spec)
 
 
 def check_codecs(specs: Iterable[ArraySpec]) -> None:
@@ -53,11 +58,12 @@ def check_codecs(specs: Iterable[ArraySpec]) -> None:
         InvalidInputError: A codec that zarr-python does not know, or that does not fit the feature.
     """
     for spec in specs:
-        require_codec(spec)
         if spec.codec == "zarr":
             from . import zarr_codecs
 
             zarr_codecs.check_chain(spec)
+        else:
+            require_codec(spec)
 
 
 def encode_chunk(spec: ArraySpec, steps: np.ndarray) -> bytes:

@@ -112,6 +112,11 @@ Jpeg: type[ArrayBytesCodec] = _of_imagecodecs() or FallbackJpeg
 # --- chains of a feature's own -----------------------------------------------------------------------------------
 
 
+def require(spec: ArraySpec) -> None:
+    """Raise FormatError where no installed package brings one of the codecs of `spec`."""
+    _chain(spec)
+
+
 def check_chain(spec: ArraySpec) -> None:
     """Take a chunk of zeros through the codecs of `spec` and back.
 
@@ -194,7 +199,7 @@ def _name(codec: Any) -> str:
 
 
 def _run(codec: Any, direction: str, data: Any, chunk: ChunkSpec) -> Any:
-    """Encode or decode in the calling thread: zarr's own loop runs on a thread that a forked child does not have."""
+    """Encode or decode, not on zarr's own event loop: that is one thread for all, and a fork leaves it behind."""
     direct = getattr(codec, f"_{direction}_sync", None)
     if direct is not None and getattr(codec, "_sync_capable", True):
         return direct(data, chunk)
