@@ -283,6 +283,13 @@ def test_reprs_and_info_say_so(path: Path) -> None:
     assert "nothing lost" not in captured.get()
 
 
+def test_a_list_that_is_changed_later_changes_no_schema() -> None:
+    own = [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 5}}]
+    feature = salus.Feature((), "uint8", codec=own)
+    own[1]["configuration"]["level"] = 9  # type: ignore[index]
+    assert feature.to_json()["codec"][1] == {"name": "gzip", "configuration": {"level": 5}}
+
+
 def test_a_revision_keeps_them() -> None:
     import json
 

@@ -6,10 +6,11 @@ an episode is always read by the revision that it was recorded under.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -61,14 +62,15 @@ class Feature:
     allow_nan: bool = field(default=False, kw_only=True)
     derived: Literal["outcome"] | None = field(default=None, kw_only=True)
     clock: str = field(default="step", kw_only=True)
-    codec: str | tuple[Mapping[str, Any], ...] = field(default="zstd", kw_only=True, hash=False)
+    codec: str | Sequence[Mapping[str, Any]] = field(default="zstd", kw_only=True, hash=False)
 
     kind = "array"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", _dtype_name(self.dtype))
-        several = ("shape", "names", "range") if isinstance(self.codec, str) else ("shape", "names", "range", "codec")
-        for name in several:
+        if not isinstance(self.codec, str):  # a copy, which nobody else can change
+            object.__setattr__(self, "codec", copy.deepcopy(_as_tuple(self.codec, "feature: codec")))
+        for name in ("shape", "names", "range"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _as_tuple(getattr(self, name), f"feature: {name}"))
         whole = tuple(int(size) if isinstance(size, np.integer) else size for size in self.shape)
