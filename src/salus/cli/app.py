@@ -128,6 +128,49 @@ def show(
         errors.print(f"saved {plain(picture)}", markup=False, highlight=False)
 
 
+@app.command(
+    epilog=_example("salus bench", "salus bench data.zarr --only tensorstore --only hdf5-gzip", "salus bench --json")
+)
+def bench(
+    path: Annotated[
+        str | None, typer.Argument(help="Measure with its first episodes; else with rendered ones.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes that everybody stores.", min=2)] = 12,
+    rounds: Annotated[int, typer.Option(help="How often each measurement is taken.", min=1)] = 5,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A contestant, besides SALUS; may be repeated.", show_default="all")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of each contestant.", min=1)] = 2,
+    seconds: Annotated[float, typer.Option(help="What a measurement lasts at least.", min=0.01)] = 0.5,
+    work: Annotated[Path, typer.Option(help="Folder for files; rendered episodes stay there.")] = Path("bench.tmp"),
+    chart: Annotated[list[Path] | None, typer.Option(help="Also save a chart: .svg, .png or .pdf.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write and read the same episodes through SALUS and all other formats that are installed, and compare."""
+    from ..bench.run import chosen, run
+    from ..bench.source import of_dataset, rendered
+
+    kinds = chosen(only or [])
+    source = of_dataset(open(path), episodes) if path is not None else rendered(episodes, work / "rendered", track)
+    results = run(source, kinds, work, rounds=rounds, threads=threads, budget_s=seconds, track=track)
+    if as_json:
+        print_json(results.to_json())
+    else:
+        from .bench import print_results
+
+        print_results(results)
+    if chart:
+        from ..bench.report import chart as draw
+
+        for target in chart:
+            draw(results, target)
+    if page is not None:
+        from ..bench.report import markdown, method
+
+        page.write_text(f"{method(results)}\n\n{markdown(results)}\n", encoding="utf-8")
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:

@@ -201,6 +201,7 @@ class PickAndPlace:
         gymnasium.register_envs(gymnasium_robotics)
         self._mujoco = mujoco
         self._render = render
+        self._wrist: Any = None
         self._black = np.zeros((3, image_size, image_size), dtype=np.uint8)
         self._env: Any = gymnasium.make(
             "FetchPickAndPlace-v4",
@@ -224,7 +225,9 @@ class PickAndPlace:
         self.close()
 
     def close(self) -> None:
-        """Frees the renderer."""
+        """Frees the renderers."""
+        if self._wrist is not None:
+            self._wrist.close()
         self._env.close()
 
     @property
@@ -278,6 +281,14 @@ class PickAndPlace:
             outcome = outcome or referee.judge(step, reading, float(command[3]))
             step += 1
         return outcome
+
+    def wrist_image(self) -> NDArray[np.uint8]:
+        """What a second camera, in the gripper, sees at the step yielded last: uint8 (H, W, 3) RGB."""
+        if self._wrist is None:
+            self._wrist = self._mujoco.Renderer(self._model, *self._black.shape[1:])
+        self._wrist.update_scene(self._data, camera="gripper_camera_rgb")
+        image: NDArray[np.uint8] = self._wrist.render()
+        return image.copy()
 
     def _reset(self, seed: int, random: np.random.Generator) -> Vector:
         """Places block and target, both on the table and apart; returns the target."""
