@@ -113,12 +113,13 @@ def method(results: Results) -> str:
             f"{about['source']}: {about['steps']} steps, {about['raw_bytes'] / 1e9:.2f} GB raw.",
             f"{about['rounds']} rounds; in each, the contestants take turns in another order, and each measurement",
             f"lasts at least {about['budget_s']:g} s. Shown are medians over the rounds, and medians of the ratios",
-            f"within a round. Each contestant has {about['threads']} threads. Before anything is timed, what each reads",
-            "is compared with what it was given. A training sample is each camera at one step and 16 actions; batches",
-            f"are of 64, fewer where a contestant is slow. Recording writes {RECORDED_EPISODES} episodes; SALUS commits",
-            "each durably, the others do not ask the disk. Warm means that the files are in the page cache; cold, that",
-            "the operating system was told to forget them (`posix_fadvise`), the disk's own cache not. Memory is the",
-            f"peak while {MEMORY_BATCHES} batches are read, beyond the open dataset.{absent}",
+            f"within a round. Each contestant has {about['threads']} threads. Before anything is timed, what each",
+            "reads is compared with what it was given. A training sample is each camera at one step and 16 actions;",
+            "batches are of 64, fewer where a contestant is slow.",
+            f"Recording writes {RECORDED_EPISODES} episodes; SALUS commits each durably, the others do not ask the disk.",
+            "Warm means that the files are in the page cache; cold, that the operating system was told to forget them",
+            "(`posix_fadvise`), the disk's own cache not.",
+            f"Memory is the peak while {MEMORY_BATCHES} batches are read, beyond the open dataset.{absent}",
         ]
     )
 
