@@ -116,7 +116,7 @@ def method(results: Results) -> str:
             f"within a round. Each contestant has {about['threads']} threads. Before anything is timed, what each",
             "reads is compared with what it was given. A training sample is each camera at one step and 16 actions;",
             "batches are of 64, fewer where a contestant is slow.",
-            f"Recording writes {RECORDED_EPISODES} episodes; SALUS commits each durably, the others do not ask the disk.",
+            f"Recording writes {RECORDED_EPISODES} episodes; SALUS commits each durably, the others ask no disk.",
             "Warm means that the files are in the page cache; cold, that the operating system was told to forget them",
             "(`posix_fadvise`), the disk's own cache not.",
             f"Memory is the peak while {MEMORY_BATCHES} batches are read, beyond the open dataset.{absent}",
