@@ -140,7 +140,7 @@ class WindowIndex:
         self.lengths = np.asarray(lengths if isinstance(lengths, np.ndarray) else list(lengths), dtype=np.int64)
         everything = Bounds(np.zeros_like(self.lengths), self.lengths - 1)
         first, last = everything if bounds is None else everything.within(bounds)
-        counts = np.maximum((last - first) // stride + 1, 0)
+        counts: np.ndarray = np.maximum((last - first) // stride + 1, 0)
         self._first, self._stride = first, stride
         self._steps: np.ndarray | None = None
         if valid is not None:
@@ -150,7 +150,7 @@ class WindowIndex:
             ]
             counts = np.array([len(part) for part in steps], dtype=np.int64)
             self._steps = np.concatenate(steps) if steps else np.empty(0, np.int64)
-        self.counts = counts
+        self.counts: np.ndarray = counts
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
 

@@ -227,8 +227,8 @@ class WindowDataset(TorchDataset[Sample]):
             row = int(rows[part[0]])
             for name, window in self._windows.items():
                 unit = 1.0 if window.seconds is None else self._periods_ns[row]  # in seconds: about there
-                reach = np.array([window.offsets.min(), window.offsets.max()]) / unit
-                ends = np.round([steps[part[0]], steps[part[-1]]] + reach).astype(np.int64)
+                reach = np.rint(np.array([window.offsets.min(), window.offsets.max()]) / unit).astype(np.int64)
+                ends = np.array([steps[part[0]], steps[part[-1]]]) + reach
                 start, last = np.clip(ends, 0, self._index.lengths[row] - 1).tolist()
                 self.view.prefetch(name, row, start, last + 1)
 
