@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from .errors import InvalidInputError, NotFoundError
 from .gather import Empty
 from .schema import Feature, Image, Schema
 from .table import EpisodeTable
-from .view import LABELS, DatasetView
+from .view import LABELS, Block, DatasetView
 
 # What the values mean. The other attributes of a feature say what may be recorded.
 _MEANING = ("kind", "shape", "dtype", "unit", "names", "layout", "color", "derived")
@@ -172,6 +173,11 @@ class ConcatView:
             for part in involved:
                 values[name][chosen[name, part]] = found[part].pop(name)
         return values
+
+    def scan(self, features: Iterable[str]) -> Iterator[Block]:
+        """As `DatasetView.scan`, one dataset after another."""
+        names = list(features)
+        return itertools.chain.from_iterable(part.scan(names) for part in self.parts)
 
     def prefetch(self, name: str, row: int, start: int, stop: int) -> None:
         """As `DatasetView.prefetch`, with a row over the episodes of all."""

@@ -21,7 +21,6 @@ from ..windows import Bounds, Window, WindowIndex, check_count, step_bounds, tim
 from .batch import Batch, Rows, Sample, SharedMemory, in_worker
 
 Transform: TypeAlias = Callable[[Sample], Sample]
-_STAMPED_EPISODES = 256
 
 
 class WindowDataset(TorchDataset[Sample]):
@@ -134,6 +133,11 @@ class WindowDataset(TorchDataset[Sample]):
                 error.add_note(f"salus: in the transform of episode {uid}, step {int(row['step'])}; {self.view.url}")
                 raise
         return samples
+
+    @property
+    def windows(self) -> Mapping[str, Window]:
+        """The window of each feature."""
+        return self._windows
 
     @property
     def samples_per_episode(self) -> np.ndarray:
@@ -353,12 +357,7 @@ def _bounds(
     timed = [window for window in windows if window.seconds is not None]
     if all(window.reach(pad_before, pad_after) == (None, None) for window in timed):
         return bounds
-    pairs: list[tuple[int, int]] = []
-    for start in range(0, len(lengths), _STAMPED_EPISODES):
-        part = lengths[start : start + _STAMPED_EPISODES]
-        rows, ends = np.repeat(np.arange(start, start + len(part)), part), np.cumsum(part)
-        steps = np.arange(len(rows)) - np.repeat(ends - part, part)
-        stamps = view.read({TIMESTAMP: (rows, steps)})[TIMESTAMP]
-        pairs += [time_bounds(timed, of_one, pad_before, pad_after) for of_one in np.split(stamps, ends[:-1])]
+    # A block is a whole episode: stamps are small.
+    pairs = [time_bounds(timed, block.arrays[TIMESTAMP], pad_before, pad_after) for block in view.scan([TIMESTAMP])]
     first, last = np.array(pairs, np.int64).reshape(-1, 2).T
     return bounds.within(Bounds(first, last))
