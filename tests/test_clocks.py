@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,7 @@ def test_offsets_in_seconds(value: Any, offsets_ns: list[int], single: bool) -> 
     assert seconds.offsets_ns.dtype == np.int64
     assert seconds == Seconds(value) != Seconds(value, "linear")
     assert hash(seconds) == hash(Seconds(value))
+    assert pickle.loads(pickle.dumps(seconds)) == seconds  # noqa: S301 - our own
 
 
 @pytest.mark.parametrize("value", [[], "0.1", None, [None], np.nan, [0.0, np.inf], 1e9, [[0.1]], True, [True]])

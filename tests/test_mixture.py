@@ -89,6 +89,26 @@ def test_one_array_is_made_per_feature_in_order(make: Make) -> None:
     values = both.read({"states": (rows, steps), "images": (rows, steps[:, None])}, empty=empty)
     assert made == [(2, 7), (2, 1, 12, 10, 3)]
     assert values["images"].shape == (2, 1, 3, 12, 10)
+    made.clear()
+    both.read({"images": (np.array([1, 1]), steps)}, empty=empty)  # of one dataset: without a copy
+    assert made == [(2, 12, 10, 3)]
+
+
+def test_reading_ahead_and_scanning_reach_every_dataset(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = make("a", [5, 6]), make("b", [4], seed=2)
+    both = salus.concat([a, b])
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(a, "prefetch", lambda *places: calls.append(("a", *places)))
+    monkeypatch.setattr(b, "prefetch", lambda *places: calls.append(("b", *places)))
+    both.prefetch("images", 2, 0, 3)
+    both.prefetch("images", 1, 2, 4)
+    assert calls == [("b", "images", 0, 0, 3), ("a", "images", 1, 2, 4)]
+    blocks = list(both.scan(["states"]))
+    assert [(block.episode.uid, len(block.arrays["states"])) for block in blocks] == [
+        (a[0].uid, 5),
+        (a[1].uid, 6),
+        (b[0].uid, 4),
+    ]
 
 
 def test_text_of_several_datasets(tmp_path: Path) -> None:

@@ -124,6 +124,9 @@ def test_with_a_transform_its_results_are_fitted_without_the_padded_ones(dataset
     counted = np.concatenate([sample["actions"][~sample["actions_is_pad"]] for sample in samples])
     everything = np.concatenate([sample["actions"] for sample in samples])
     assert len(counted) < len(everything)
+    moments = Normalizer.fit(windows, {"actions": "meanstd"}).state_dict()
+    np.testing.assert_allclose(moments["actions:meanstd:center"], counted.mean(axis=0), atol=1e-6)
+    assert not np.allclose(counted.mean(axis=0), everything.mean(axis=0), atol=1e-3)
     state = normalizer.state_dict()
     low, high = counted.min(axis=0), counted.max(axis=0)
     np.testing.assert_allclose(state["actions:minmax:center"], (low + high) / 2, atol=1e-6)
@@ -198,7 +201,7 @@ def test_small_units_are_no_constants(path: Path, schema: salus.Schema) -> None:
 @pytest.mark.parametrize("mode", ["minmax", "quantile", "meanstd"])
 @pytest.mark.parametrize("transform", [None, lambda sample: sample])
 def test_nan_is_refused_with_its_place_or_passed_over(
-    path: Path, schema: salus.Schema, mode: str, transform: Any
+    path: Path, schema: salus.Schema, monkeypatch: pytest.MonkeyPatch, mode: str, transform: Any
 ) -> None:
     states = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
     states[17, 2], states[20, 3] = np.nan, np.inf
@@ -210,6 +213,11 @@ def test_nan_is_refused_with_its_place_or_passed_over(
     if transform is None:
         with pytest.raises(InvalidInputError, match=place.replace("17", "(17|20)")):
             Normalizer.fit(windows, {"states": mode}, num_samples=43)
+    if transform is None:  # an episode that comes in several blocks
+        scan = dataset.scan
+        monkeypatch.setattr(dataset, "scan", lambda names: scan(names, max_block_bytes=7 * 4 * 5))
+        with pytest.raises(InvalidInputError, match=place):
+            Normalizer.fit(windows, {"states": mode})
     state = Normalizer.fit(WindowDataset(dataset[1:], {"states": 0}), {"states": mode}, allow_nan=True).state_dict()
     clean = states.astype(np.float64)
     clean[20, 3] = np.nan
@@ -333,6 +341,22 @@ def test_a_fresh_one_takes_everything_from_the_state(windows: WindowDataset, tmp
     assert not list(normalizer.parameters())
 
 
+def test_any_name_survives_the_state(windows: WindowDataset) -> None:
+    names = ("observation.state", "a%2Eb", "50%:minmax:center", "plain")
+    renamed = WindowDataset(
+        windows.view, {"states": 0}, transform=lambda sample: {**sample, **dict.fromkeys(names, sample["states"])}
+    )
+    normalizer = Normalizer.fit(renamed, dict.fromkeys(names, "minmax"))
+    normalizer.add_module("second", Normalizer.fit(windows, {"actions": "meanstd"}))
+    fresh = Normalizer()
+    fresh.add_module("second", Normalizer())
+    fresh.load_state_dict(normalizer.state_dict())
+    assert fresh.modes == dict.fromkeys(names, "minmax")
+    assert fresh.second.modes == {"actions": "meanstd"}
+    batch = {name: torch.ones(7) for name in names}
+    assert all(torch.equal(fresh(batch)[name], normalizer(batch)[name]) for name in names)
+
+
 def test_a_fitted_one_refuses_the_state_of_another(windows: WindowDataset) -> None:
     one, other = Normalizer.fit(windows, {"states": "minmax"}), Normalizer.fit(windows, {"states": "meanstd"})
     with pytest.raises(RuntimeError, match="Missing key.*states:meanstd:center"):
@@ -342,6 +366,7 @@ def test_a_fitted_one_refuses_the_state_of_another(windows: WindowDataset) -> No
 def test_it_moves_with_the_device_and_says_what_it_does(windows: WindowDataset) -> None:
     normalizer = Normalizer.fit(windows, MODES)
     assert repr(normalizer) == "Normalizer(images: unit, actions: minmax, states: meanstd)"
+    assert normalizer({"states": torch.zeros(7, device="meta")})["states"].device.type == "meta"  # it follows the batch
     moved = normalizer.to("meta")
     assert all(buffer.device.type == "meta" for buffer in moved.buffers())
     assert moved({"states": torch.zeros(7, device="meta")})["states"].device.type == "meta"

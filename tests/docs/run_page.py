@@ -16,8 +16,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# What the examples cannot help: the machine of the tests has few cores, fork is what one of them is about, and Lightning
-# and torchdata call what PyTorch has deprecated.
+# What the examples cannot help: the machine of the tests has few cores, fork is what one of them is about, and
+# Lightning and torchdata call what PyTorch has deprecated.
 EXPECTED_WARNINGS = (
     "This DataLoader will create",
     ".*multi-threaded.*fork",
