@@ -63,15 +63,17 @@ def test_times_are_matched_as_a_slow_search_does(
 
 @given(
     rows=st.lists(clocks, min_size=1, max_size=4),
-    offsets=st.lists(st.floats(-30, 30), min_size=1, max_size=5),
-    method=st.sampled_from(METHODS),
+    windows=st.lists(
+        st.builds(Seconds, st.lists(st.floats(-30, 30), min_size=1, max_size=5), st.sampled_from(METHODS)),
+        min_size=1,
+        max_size=3,
+    ),
     period_ns=st.sampled_from([1e3, 3.3e7, 1e10]),
     data=st.data(),
 )
 def test_steps_are_found_however_wrong_the_rate_is(
-    rows: list[list[int]], offsets: list[float], method: Any, period_ns: float, data: st.DataObject
+    rows: list[list[int]], windows: list[Seconds], period_ns: float, data: st.DataObject
 ) -> None:
-    seconds = Seconds(offsets, method)
     episodes = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6)))
     steps = np.array([data.draw(st.integers(0, len(rows[episode]) - 1)) for episode in episodes])
 
@@ -79,7 +81,7 @@ def test_steps_are_found_however_wrong_the_rate_is(
         return np.array([[rows[e][step] for step in line] for e, line in zip(wanted, at.tolist(), strict=True)])
 
     found = match_steps(
-        seconds,
+        windows,
         episodes,
         steps,
         lengths=np.array([len(rows[episode]) for episode in episodes]),
@@ -87,9 +89,10 @@ def test_steps_are_found_however_wrong_the_rate_is(
         read_stamps=read,
     )
     for sample, (episode, step) in enumerate(zip(episodes.tolist(), steps.tolist(), strict=True)):
-        for place, offset in enumerate(seconds.offsets_ns.tolist()):
-            got = tuple(values[sample, place].item() for values in found)
-            assert got == pytest.approx(slow_match(rows[episode], rows[episode][step] + offset, method))
+        for seconds, matched in zip(windows, found, strict=True):
+            for place, offset in enumerate(seconds.offsets_ns.tolist()):
+                got = tuple(values[sample, place].item() for values in matched)
+                assert got == pytest.approx(slow_match(rows[episode], rows[episode][step] + offset, seconds.method))
 
 
 def test_only_stamps_around_the_samples_are_read() -> None:
@@ -102,8 +105,8 @@ def test_only_stamps_around_the_samples_are_read() -> None:
         return stamps[steps]
 
     lengths, samples = np.array([100_000, 100_000]), np.array([70_000, 3])
-    found = match_steps(
-        Seconds([-0.1, 0.5]),
+    (found,) = match_steps(
+        [Seconds([-0.1, 0.5])],
         np.zeros(2, np.int64),
         samples,
         lengths=lengths,

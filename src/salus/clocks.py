@@ -5,7 +5,7 @@ Everything works on whole batches: rows are samples. The stamps of the steps dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -123,21 +123,21 @@ def match_times(stamps: np.ndarray, targets: np.ndarray, method: str) -> Matched
 
 
 def match_steps(
-    seconds: Seconds,
+    windows: Sequence[Seconds],
     episodes: np.ndarray,
     steps: np.ndarray,
     *,
     lengths: np.ndarray,
     periods_ns: np.ndarray,
     read_stamps: ReadStamps,
-) -> Matched:
+) -> list[Matched]:
     """The steps that offsets in seconds mean, for samples of many episodes.
 
     Only stamps around each sample are read. The nominal period guesses where they are; where the guess does not reach
     both sides of the times that are wanted, more are read.
 
     Args:
-        seconds: The offsets.
+        windows: The offsets, at least one window.
         episodes: int64 (B,), passed on to `read_stamps`.
         steps: int64 (B,), the samples.
         lengths: int64 (B,), steps of each sample's episode.
@@ -145,12 +145,11 @@ def match_steps(
         read_stamps: Gives the stamps.
 
     Returns:
-        Steps of each sample's episode.
+        For each window, steps of each sample's episode.
     """
-    offsets = seconds.offsets_ns
+    offsets = np.concatenate([seconds.offsets_ns for seconds in windows])
     current = read_stamps(episodes, steps[:, None])
-    targets = current + offsets
-    earliest, latest = targets.min(axis=1), targets.max(axis=1) + SLACK_NS
+    earliest, latest = current[:, 0] + offsets.min(), current[:, 0] + offsets.max() + SLACK_NS
     margin = 2
     while True:
         low = steps + np.floor(offsets.min() / periods_ns).astype(np.int64) - margin
@@ -166,8 +165,8 @@ def match_steps(
         if reaches.all():
             break
         margin *= 4
-    found = match_times(stamps, targets, seconds.method)
-    return found._replace(lower=found.lower + low[:, None], upper=found.upper + low[:, None])
+    found = [match_times(stamps, current + seconds.offsets_ns, seconds.method) for seconds in windows]
+    return [one._replace(lower=one.lower + low[:, None], upper=one.upper + low[:, None]) for one in found]
 
 
 def interpolate(lower: np.ndarray, upper: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -196,14 +196,12 @@ class WindowDataset(TorchDataset[Sample]):
         rows, steps = self._index.locate(samples)
         batch: Batch = {"episode": torch.from_numpy(rows), "step": torch.from_numpy(steps)}
         places: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        matched: dict[Seconds, Matched] = {}
+        matched = self._match(rows, steps, parallel)
         mixed: dict[str, Matched] = {}
         for name, window in self._windows.items():
             if window.seconds is None:
                 inside, is_pad = self._index.window(rows, steps, window.offsets)
             else:
-                if window.seconds not in matched:
-                    matched[window.seconds] = self._match(window.seconds, rows, steps, parallel)
                 found = matched[window.seconds]
                 inside, is_pad = found.lower, found.is_pad
                 if window.seconds.method == "linear":
@@ -236,15 +234,19 @@ class WindowDataset(TorchDataset[Sample]):
                 start, last = np.clip(ends, 0, self._index.lengths[row] - 1).tolist()
                 self.view.prefetch(name, row, start, last + 1)
 
-    def _match(self, seconds: Seconds, rows: np.ndarray, steps: np.ndarray, parallel: bool) -> Matched:
-        return match_steps(
-            seconds,
+    def _match(self, rows: np.ndarray, steps: np.ndarray, parallel: bool) -> dict[Seconds, Matched]:
+        timed = list(dict.fromkeys(window.seconds for window in self._windows.values() if window.seconds is not None))
+        if not timed:
+            return {}
+        found = match_steps(
+            timed,
             rows,
             steps,
             lengths=self._index.lengths[rows],
             periods_ns=self._periods_ns[rows],
             read_stamps=lambda rows, steps: self.view.read({TIMESTAMP: (rows, steps)}, parallel=parallel)[TIMESTAMP],
         )
+        return dict(zip(timed, found, strict=True))
 
     def _interpolated(
         self, rows: np.ndarray, mixed: Mapping[str, Matched], empty: Empty, parallel: bool
