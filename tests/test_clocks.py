@@ -117,6 +117,19 @@ def test_only_stamps_around_the_samples_are_read() -> None:
     assert read < 100
 
 
+def test_steps_within_the_slack_are_all_seen() -> None:
+    stamps = np.arange(40) * 100
+    (found,) = match_steps(
+        [Seconds(0.0, "previous")],
+        np.zeros(1, np.int64),
+        np.array([5]),
+        lengths=np.array([40]),
+        periods_ns=np.array([1e9]),
+        read_stamps=lambda _, steps: stamps[steps],
+    )
+    assert found.lower.tolist() == [[15]]
+
+
 def test_nearest_takes_the_earlier_of_two_and_jitter_moves_nothing() -> None:
     stamps = np.array([[0, 10, 20, 30]])
     assert match_times(stamps, np.array([[15, 16, 4, 26]]), "nearest").lower.tolist() == [[1, 2, 0, 3]]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from salus.clocks import Seconds
@@ -134,6 +134,7 @@ def slow_samples(
     masked=st.booleans(),
     seed=st.integers(0, 100),
 )
+@example([4], [[5]], None, 0, 1, True, 0)  # no step is allowed, and the last allowed one is negative
 def test_stride_padding_and_masks_together(
     lengths: list[int],
     windows: list[list[int]],

@@ -140,7 +140,8 @@ class WindowIndex:
         self.lengths = np.asarray(lengths if isinstance(lengths, np.ndarray) else list(lengths), dtype=np.int64)
         everything = Bounds(np.zeros_like(self.lengths), self.lengths - 1)
         first, last = everything if bounds is None else everything.within(bounds)
-        counts: np.ndarray = np.maximum((last - first) // stride + 1, 0)
+        last = np.maximum(last, first - 1)  # no sample at all; a slice to a negative end would mean another thing
+        counts: np.ndarray = (last - first) // stride + 1
         self._first, self._stride = first, stride
         self._steps: np.ndarray | None = None
         if valid is not None:
