@@ -62,6 +62,7 @@ bench: $(READY)  ## the measurements that README and docs quote
 	$(BIN)/python benchmarks/image_codecs.py
 	$(BIN)/python benchmarks/decode_overhead.py
 	$(BIN)/python benchmarks/note_chunk_plan.py
+	$(BIN)/python benchmarks/windows.py
 	$(BIN)/python benchmarks/import_time.py
 
 clean:

@@ -17,7 +17,7 @@ import salus.torch  # noqa: E402
 from salus.data.dataset_mvp import SALUSMVPDataset  # noqa: E402
 from salus.errors import InvalidInputError, NotFoundError  # noqa: E402
 
-from .conftest import LENGTHS  # noqa: E402
+from .conftest import LENGTHS, make_arrays  # noqa: E402
 
 
 def test_windows_hold_the_edges_and_say_so(dataset: salus.Dataset, source: list[Any]) -> None:
@@ -150,3 +150,147 @@ def test_the_stock_collate_takes_a_batch_as_it_is(dataset: salus.Dataset) -> Non
     assert [int(row["step"]) for row in rows[1:]] == [int(step) for step in stacked["step"][1:]]
     with pytest.raises(IndexError):
         rows[3]
+
+
+# --- windows in seconds, stride, padding ------------------------------------------------------------------------
+
+JITTERED = [np.cumsum([10**18, *np.random.default_rng(n).integers(15_000_000, 25_000_000, 29)]) for n in range(3)]
+JITTERED[1][10:] += 2 * 10**9
+
+
+@pytest.fixture
+def jittered(path: Path, schema: salus.Schema) -> salus.Dataset:
+    """Three episodes of 30 steps at 50 Hz with jitter; the second pauses for two seconds before step 10."""
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        for number, stamps in enumerate(JITTERED):
+            recorder.record_episode(make_arrays(30, number), timestamp_ns=stamps)
+    return salus.open(path)
+
+
+def test_windows_in_seconds_follow_the_stamps(jittered: salus.Dataset) -> None:
+    offsets = [-0.06, 0.0, 0.1]
+    windows = salus.torch.WindowDataset(
+        jittered,
+        {
+            "images": salus.Seconds(offsets),
+            "states": salus.Seconds(offsets, "previous"),
+            "actions": salus.Seconds(offsets, "linear"),
+            "labels": salus.Seconds(0.1),
+        },
+    )
+    batch = windows.batch(np.arange(len(windows)))
+    assert batch["labels"].shape == (90, 2, 2)
+    assert batch["images"].permute(0, 1, 3, 4, 2).is_contiguous()
+    for sample in range(len(windows)):
+        episode, step = int(batch["episode"][sample]), int(batch["step"][sample])
+        stamps, arrays = JITTERED[episode], make_arrays(30, episode)
+        for place, offset in enumerate(offsets):
+            target = stamps[step] + round(offset * 1e9)
+            nearest = int(np.argmin(abs(stamps - target)))
+            previous = max(0, int(np.searchsorted(stamps, target, side="right")) - 1)
+            np.testing.assert_array_equal(batch["images"][sample, place], arrays["images"][nearest])
+            np.testing.assert_array_equal(batch["states"][sample, place], arrays["states"][previous])
+            mixed = [
+                np.interp(target - stamps[0], stamps - stamps[0], arrays["actions"][:, component])
+                for component in range(3)
+            ]
+            np.testing.assert_allclose(batch["actions"][sample, place], mixed, rtol=1e-5, atol=1e-6)
+            start = stamps[0] - (stamps[1] - stamps[0]) // 2
+            stop = stamps[-1] + (stamps[-1] - stamps[-2]) // 2
+            for name in ("images", "states", "actions"):
+                assert bool(batch[f"{name}_is_pad"][sample, place]) == (not start <= target <= stop)
+    assert repr(windows).endswith("actions [-0.06, 0.0, 0.1] s, labels [0.1] s>")
+
+
+def test_a_single_offset_in_seconds_has_no_window_axis(jittered: salus.Dataset) -> None:
+    windows = salus.torch.WindowDataset(
+        jittered, {"actions": salus.Seconds(0.01, "linear"), "states": salus.Seconds(0)}
+    )
+    sample = windows[4]
+    assert sample["actions"].shape == (3,)
+    assert sample["actions"].dtype == torch.float32
+    assert "actions_is_pad" not in sample
+    np.testing.assert_array_equal(sample["states"], make_arrays(30, 0)["states"][4])
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_interpolated_windows_come_from_workers_too(jittered: salus.Dataset) -> None:
+    windows = salus.torch.WindowDataset(
+        jittered, {"actions": salus.Seconds([-0.05, 0.05], "linear"), "images": 0, "states": [0, 1]}
+    )
+    expected = windows.batch(np.arange(len(windows)))
+    batches = list(DataLoader(windows, batch_size=30, num_workers=1, multiprocessing_context="fork"))
+    for name in ("actions", "images", "states", "actions_is_pad"):
+        assert torch.equal(torch.cat([batch[name] for batch in batches]), expected[name])
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "labels_mask", "timestamp_ns", "gripper", "count", "instruction"])
+def test_only_plain_floats_are_interpolated(path: Path, schema: salus.Schema, name: str) -> None:
+    more = {"gripper": salus.Feature(nullable=True), "count": salus.Feature(dtype="int32"), "instruction": salus.Text()}
+    dataset = salus.create(path, schema.extended(more))
+    with salus.Recorder(dataset) as recorder, recorder.episode() as episode:
+        for step in range(3):
+            arrays = {key: values[step] for key, values in make_arrays(3).items()}
+            episode.append(arrays, gripper=1.0, count=step, instruction="lift")
+    dataset.refresh()
+    salus.torch.WindowDataset(dataset, {name: salus.Seconds([0.0])})
+    with pytest.raises(InvalidInputError, match=f"window of '{name}': got method 'linear' for .*'nearest'"):
+        salus.torch.WindowDataset(dataset, {name: salus.Seconds([0.0], "linear")})
+
+
+def test_stride_padding_and_where(dataset: salus.Dataset) -> None:
+    def steps(**options: Any) -> list[tuple[int, int]]:
+        windows = salus.torch.WindowDataset(
+            dataset, {"images": [-1, 0], "actions": range(-1, 7), "states": 0}, **options
+        )
+        batch = windows.batch(np.arange(len(windows)))
+        if options.get("pad_before") == 0:
+            assert not batch["images_is_pad"].any()
+        if options.get("pad_after") is not None:
+            assert batch["actions_is_pad"][:, 1:].sum(dim=1).max() <= options["pad_after"] + 1
+        return list(zip(batch["episode"].tolist(), batch["step"].tolist(), strict=True))
+
+    whole = [(e, t) for e, length in enumerate(LENGTHS) for t in range(1, length - 6)]
+    assert steps(pad_before=0, pad_after=0) == whole
+    assert {episode for episode, _ in whole} == {0, 2, 3, 4}  # the second has 5 steps, too few
+    assert steps(pad_before=0) == [(e, t) for e, length in enumerate(LENGTHS) for t in range(1, length)]
+    assert steps(pad_before=0, stride=7) == [(e, t) for e, length in enumerate(LENGTHS) for t in range(1, length, 7)]
+    assert steps(pad_after=3) == [(e, t) for e, length in enumerate(LENGTHS) for t in range(length - 3)]
+    odd = steps(stride=3, where=lambda episode: np.arange(len(episode)) % 2 == 1)
+    assert odd == [(e, t) for e, length in enumerate(LENGTHS) for t in range(3, length, 6)]
+
+
+def test_padding_limits_of_windows_in_seconds(jittered: salus.Dataset) -> None:
+    windows = {"images": salus.Seconds([-0.04, 0.0]), "actions": salus.Seconds(np.arange(8) * 0.02), "states": [-1, 0]}
+    everything = salus.torch.WindowDataset(jittered, windows)
+    batch = everything.batch(np.arange(len(everything)))
+    before = torch.stack([batch["images_is_pad"][:, 0], batch["states_is_pad"][:, 0]]).any(dim=0)
+    after = batch["actions_is_pad"].sum(dim=1)
+    for pad in (0, 2):
+        kept = salus.torch.WindowDataset(jittered, windows, pad_before=0, pad_after=pad)
+        found = kept.batch(np.arange(len(kept)))
+        expected = ~before & (after <= pad)
+        assert found["step"].tolist() == batch["step"][expected].tolist()
+        assert found["episode"].tolist() == batch["episode"][expected].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 0}, "stride: got 0, expected a whole number of at least 1"),
+        ({"pad_before": -1}, "pad_before: got -1, expected a whole number of at least 0, or None"),
+        ({"pad_after": 0.5}, "pad_after: got 0.5"),
+        ({"pad_after": 0, "pad_before": 0}, "no samples: where= or the padding allowed leave no step"),
+    ],
+)
+def test_bad_strides_and_paddings(dataset: salus.Dataset, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        salus.torch.WindowDataset(dataset, {"actions": range(100)}, **options)
+
+
+def test_windows_in_seconds_of_an_image_can_be_read_ahead(jittered: salus.Dataset) -> None:
+    windows = salus.torch.WindowDataset(jittered, {"images": salus.Seconds([-0.1, 0.2]), "states": [0]})
+    calls = []
+    windows.view.prefetch = lambda *places: calls.append(places)  # type: ignore[method-assign]
+    windows.prefetch(np.arange(10, 20))
+    assert calls == [("images", 0, 5, 30), ("states", 0, 10, 20)]

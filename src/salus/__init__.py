@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import errors, labels, schema
+from .clocks import Seconds
 from .dataset import Dataset
 from .episode import Episode
 from .errors import (
@@ -22,6 +23,7 @@ from .errors import (
     StorageError,
 )
 from .labels import Outcome
+from .mixture import ConcatView, concat
 from .opening import create, open
 from .recorder import Recorder
 from .schema import Feature, Image, Schema, Text
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyExistsError",
     "CommitUnknownError",
+    "ConcatView",
     "CorruptDataError",
     "Dataset",
     "DatasetView",
@@ -51,8 +54,10 @@ __all__ = [
     "RecordingError",
     "SalusError",
     "Schema",
+    "Seconds",
     "StorageError",
     "Text",
+    "concat",
     "create",
     "errors",
     "labels",

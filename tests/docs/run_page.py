@@ -16,8 +16,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# What the examples cannot help: the machine of the tests has few cores, and fork is what one of them is about.
-EXPECTED_WARNINGS = ("This DataLoader will create", ".*multi-threaded.*fork")
+# What the examples cannot help: the machine of the tests has few cores, fork is what one of them is about, and
+# Lightning and torchdata call what PyTorch has deprecated.
+EXPECTED_WARNINGS = (
+    "This DataLoader will create",
+    ".*multi-threaded.*fork",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "'set_vital' is deprecated",
+)
 SALUS = "from salus.cli import main; main()"
 
 

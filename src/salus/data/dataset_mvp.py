@@ -10,10 +10,10 @@ import numpy as np
 
 from ..episode import Episode
 from ..errors import InvalidInputError
+from ..mixture import View
 from ..opening import open
 from ..torch import WindowDataset
 from ..torch.batch import Batch
-from ..view import DatasetView
 
 
 class SALUSMVPDataset(WindowDataset):
@@ -35,8 +35,8 @@ class SALUSMVPDataset(WindowDataset):
         NotFoundError, FormatError: As `salus.open`.
     """
 
-    def __init__(self, data: str | os.PathLike[str] | DatasetView, features: Iterable[str] = ("signals",)) -> None:
-        view = data if isinstance(data, DatasetView) else open(data)
+    def __init__(self, data: str | os.PathLike[str] | View, features: Iterable[str] = ("signals",)) -> None:
+        view = data if isinstance(data, View) else open(data)
         if not len(view.schema.label_horizons):
             raise InvalidInputError(f"SALUSMVPDataset: the schema declares no label horizons; {view.url}")
         windows = dict.fromkeys((*features, "labels"), 0)

@@ -10,5 +10,6 @@ except ImportError as error:
 from .batch import Sample
 from .dataset import EpisodeDataset, WindowDataset
 from .loader import Loader, Progress
+from .normalizer import Normalizer
 
-__all__ = ["EpisodeDataset", "Loader", "Progress", "Sample", "WindowDataset"]
+__all__ = ["EpisodeDataset", "Loader", "Normalizer", "Progress", "Sample", "WindowDataset"]
