@@ -172,6 +172,18 @@ def test_weights_balance_a_column_and_episodes(windows: WindowDataset, dataset: 
         Loader(windows, 64, weights=[1, 2, 3])
 
 
+def test_datasets_are_mixed_by_their_weights(dataset: salus.Dataset) -> None:
+    mixed = salus.concat([dataset[:1], dataset[1:]], weights=[0.7, 0.3])
+    loader = Loader(WindowDataset(mixed, {"states": 0}), 64, num_samples=6000, shuffle=True)
+    drawn = epoch_of(loader)
+    assert len(drawn) == 6000
+    assert abs(np.mean([episode == 0 for episode, _ in drawn]) - 0.7) < 0.03
+    whole = Loader(WindowDataset(salus.concat([dataset[:1], dataset[1:]]), {"states": 0}), 64, shuffle=True)
+    assert len(set(epoch_of(whole))) == NUM_SAMPLES
+    with pytest.raises(InvalidInputError, match="block_size is not for samples that are drawn by weight"):
+        Loader(WindowDataset(mixed, {"states": 0}), shuffle=True, block_size=4)
+
+
 def test_arguments_that_do_not_fit(windows: WindowDataset, dataset: salus.Dataset) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"batch_size": 0}, "batch_size: got 0"),

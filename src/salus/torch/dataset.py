@@ -198,6 +198,7 @@ class WindowDataset(TorchDataset[Sample]):
         places: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         matched = self._match(rows, steps, parallel)
         mixed: dict[str, Matched] = {}
+        pads: Batch = {}
         for name, window in self._windows.items():
             if window.seconds is None:
                 inside, is_pad = self._index.window(rows, steps, window.offsets)
@@ -209,12 +210,18 @@ class WindowDataset(TorchDataset[Sample]):
             if name not in mixed:
                 places[name] = (rows, inside[:, 0] if window.single else inside)
             if not window.single:
-                batch[f"{name}_is_pad"] = torch.from_numpy(is_pad)
+                pads[name] = torch.from_numpy(is_pad)
         shared = SharedMemory() if empty is None and in_worker() else None
         empty = shared.empty if shared else empty
         values = self.view.read(places, empty=empty, parallel=parallel)
-        values |= self._interpolated(rows, mixed, empty or np.empty, parallel)
-        return batch | _as_tensors(values, shared)
+        if mixed:
+            values |= self._interpolated(rows, mixed, empty or np.empty, parallel)
+        tensors = _as_tensors(values, shared)
+        for name in self._windows:
+            batch[name] = tensors[name]
+            if name in pads:
+                batch[f"{name}_is_pad"] = pads[name]
+        return batch
 
     def prefetch(self, samples: np.ndarray) -> None:
         """Let the disk read the images of these samples ahead, as far as it does.

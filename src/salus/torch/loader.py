@@ -57,7 +57,8 @@ class Loader:
         drop_last: Leave out the last batch where it is not full.
         weights: Draw samples by weight, with replacement: the name of a column of the episode table, such as
             `"outcome"` or `"failure_kind"`, to draw each of its values equally often; or floats, one per episode of
-            `windows.view` (the share of its samples together), or one per sample.
+            `windows.view` (the share of its samples together), or one per sample. Datasets that were mixed with weights
+            (`salus.concat`) are drawn by these, whether `shuffle` is on or not.
         num_samples: Samples of an epoch; only with `weights`. By default as many as there are samples.
         block_size: With `shuffle`, read blocks of so many neighbouring samples together, for cold disks: blocks are
             shuffled, then the samples of `mixed_blocks` blocks. The blocks to come are read ahead from the disk.
@@ -118,10 +119,12 @@ class Loader:
         self._mixed_blocks = _at_least("mixed_blocks", mixed_blocks, 1)
         if block_size is not None and not shuffle:
             raise InvalidInputError("Loader: block_size is for shuffle=True; without it, samples come in order anyway")
-        self._weights = None if weights is None else _weights(windows, weights)
         if weights is not None and shuffle:
             raise InvalidInputError("Loader: weights draw at random by themselves; leave out shuffle")
-        if num_samples is not None and weights is None:
+        self._weights = _weights(windows, weights)
+        if self._weights is not None and block_size is not None:
+            raise InvalidInputError("Loader: block_size is not for samples that are drawn by weight")
+        if num_samples is not None and self._weights is None:
             raise InvalidInputError("Loader: num_samples is for weights; a subset of the steps: WindowDataset(where=…)")
         self.num_samples = len(windows) if num_samples is None else _at_least("num_samples", num_samples, 1)
         self._threads = default_threads() if threads is None else _at_least("threads", threads, 1)
@@ -317,16 +320,21 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return int(rank), size
 
 
-def _weights(windows: WindowDataset, given: str | Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights, and for weights of episodes the number of samples of each."""
+def _weights(
+    windows: WindowDataset, given: str | Sequence[float] | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Weights, and for weights of episodes the number of samples of each. None where samples are not drawn."""
     sizes = windows.samples_per_episode
+    if given is None:
+        shares = windows.episode_weights
+        return None if shares is None else (shares, sizes)
     if isinstance(given, str):
         values = windows.view.episodes[given]
         totals: dict[Any, int] = {}
         for value, size in zip(values, sizes.tolist(), strict=True):
             totals[value] = totals.get(value, 0) + size
-        shares = [size / totals[value] if size else 0 for value, size in zip(values, sizes.tolist(), strict=True)]
-        return np.array(shares, np.float64), sizes
+        masses = [size / totals[value] if size else 0 for value, size in zip(values, sizes.tolist(), strict=True)]
+        return np.array(masses, np.float64), sizes
     weights = np.asarray(given, np.float64)
     if weights.shape == (len(sizes),):
         return weights, sizes
