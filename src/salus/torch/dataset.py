@@ -75,7 +75,7 @@ class WindowDataset(TorchDataset[Sample]):
             if name in taken:
                 raise InvalidInputError(f"windows: a feature called {name!r} would hide the {name!r} of the sample")
         valid = None if where is None else [_checked_mask(episode, where(episode)) for episode in view]
-        self._index = WindowIndex([entry.num_steps for entry in view.episodes], valid)
+        self._index = WindowIndex(view.episodes["num_steps"], valid)
         if not len(self._index):
             why = "where= leaves no step" if len(view) else "the view has no episodes (refresh()? an empty part?)"
             raise InvalidInputError(f"windows: no samples: {why}; {view.url}")
@@ -114,7 +114,7 @@ class WindowDataset(TorchDataset[Sample]):
 
     def fingerprint(self) -> str:
         """Equal for windows with the same samples in the same order: the same steps of the same episodes."""
-        uids = "".join(entry.uid for entry in self.view.episodes)
+        uids = "".join(self.view.episodes["uid"])
         return hashlib.sha256(uids.encode() + self._index.fingerprint()).hexdigest()
 
     def batch(self, samples: np.ndarray, *, empty: Empty | None = None, parallel: bool = True) -> Batch:
