@@ -63,6 +63,8 @@ bench: $(READY)  ## the measurements that README and docs quote
 	$(BIN)/python benchmarks/decode_overhead.py
 	$(BIN)/python benchmarks/note_chunk_plan.py
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/many_episodes.py
+	$(BIN)/python benchmarks/memory_limit.py
 
 clean:
 	rm -rf .venv .venv-newest site
