@@ -98,8 +98,8 @@ def test_reading_ahead_and_scanning_reach_every_dataset(make: Make, monkeypatch:
     a, b = make("a", [5, 6]), make("b", [4], seed=2)
     both = salus.concat([a, b])
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(a, "prefetch", lambda *places: calls.append(("a", *places)))
-    monkeypatch.setattr(b, "prefetch", lambda *places: calls.append(("b", *places)))
+    monkeypatch.setattr(both.parts[0], "prefetch", lambda *places: calls.append(("a", *places)))
+    monkeypatch.setattr(both.parts[1], "prefetch", lambda *places: calls.append(("b", *places)))
     both.prefetch("images", 2, 0, 3)
     both.prefetch("images", 1, 2, 4)
     assert calls == [("b", "images", 0, 0, 3), ("a", "images", 1, 2, 4)]
@@ -239,3 +239,13 @@ def test_a_weight_needs_samples(make: Make) -> None:
         WindowDataset(salus.concat([a, b], weights=[1, 1]), windows, pad_after=0)
     with pytest.raises(NotFoundError, match=f"no feature 'force'.*{a.url}"):
         WindowDataset(salus.concat([a, b]), {"force": 0})
+
+
+def test_the_table_of_a_mixture_is_that_of_its_parts(dataset: salus.Dataset) -> None:
+    parts = [dataset[3:], dataset.select(outcome="success"), dataset[:2]]
+    rows = [entry for part in parts for entry in part.episodes]
+    table = salus.concat(parts).episodes
+    assert list(table) == rows
+    assert [table[number] for number in range(len(rows))] == rows
+    assert table["failure_kind"] == [entry.failure_kind for entry in rows]
+    assert [entry.shard_sizes for entry in table] == [entry.shard_sizes for entry in rows]

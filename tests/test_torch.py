@@ -294,3 +294,14 @@ def test_windows_in_seconds_of_an_image_can_be_read_ahead(jittered: salus.Datase
     windows.view.prefetch = lambda *places: calls.append(places)  # type: ignore[method-assign]
     windows.prefetch(np.arange(10, 20))
     assert calls == [("images", 0, 5, 30), ("states", 0, 10, 20)]
+
+
+def test_windows_stay_when_the_handle_is_refreshed(dataset: salus.Dataset, source: list[Any]) -> None:
+    windows = salus.torch.WindowDataset(dataset, {"states": 0})
+    mixed = salus.torch.WindowDataset(salus.concat([dataset]), {"states": 0})
+    editor = salus.open(dataset.url, mode="a")
+    editor.delete(0)
+    dataset.refresh()
+    assert len(dataset) == len(source) - 1
+    for samples in (windows, mixed):
+        np.testing.assert_array_equal(samples[LENGTHS[0]]["states"], source[1]["states"][0])

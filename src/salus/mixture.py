@@ -37,7 +37,7 @@ class ConcatView:
     """
 
     def __init__(self, parts: Sequence[DatasetView], weights: Sequence[float] | None) -> None:
-        self.parts = tuple(parts)
+        self.parts = tuple(part[:] for part in parts)  # a handle changes with refresh(), this does not
         self.weights: tuple[float, ...] | None = None
         if weights is not None:
             total = sum(weights)
@@ -72,10 +72,10 @@ class ConcatView:
         """Steps of all episodes together."""
         return sum(part.num_steps for part in self.parts)
 
-    @property
+    @cached_property
     def episodes(self) -> EpisodeTable:
         """The episode tables of all, one after another. Slots are those of each dataset."""
-        return EpisodeTable([entry for part in self.parts for entry in part.episodes])
+        return EpisodeTable.joined(part.episodes for part in self.parts)
 
     @property
     def part_of_episodes(self) -> np.ndarray:

@@ -79,7 +79,8 @@ class WindowDataset(TorchDataset[Sample]):
             raise InvalidInputError(
                 f"windows: got {windows!r}, expected features with offsets, such as {{'states': [0]}}"
             )
-        self.view = view
+        # What a dataset's handle sees changes with refresh(); the samples are those of now.
+        self.view = view[:] if isinstance(view, DatasetView) else view
         check_count("stride", stride, least=1)
         check_count("pad_before", pad_before, least=0, optional=True)
         check_count("pad_after", pad_after, least=0, optional=True)
@@ -146,7 +147,7 @@ class WindowDataset(TorchDataset[Sample]):
 
     def fingerprint(self) -> str:
         """Equal for windows with the same samples in the same order: the same steps of the same episodes."""
-        uids = "".join(entry.uid for entry in self.view.episodes)
+        uids = "".join(self.view.episodes["uid"])
         return hashlib.sha256(uids.encode() + self._index.fingerprint()).hexdigest()
 
     @property
