@@ -20,7 +20,7 @@ def test_keys() -> None:
     assert layout.claim_key(1023) == "_salus/claims/0/0000001023"
     assert layout.record_key(1024) == "_salus/log/1/0000001024.json"
     assert layout.amendment_key(7) == "_salus/amendments/0000000007.json"
-    assert layout.checkpoint_key(7) == "_salus/checkpoints/0000000007.json.zst"
+    assert layout.checkpoint_key(7) == "_salus/checkpoints/0000000007.json"
     assert layout.journal_folder(7) == "_salus/journal/0000000007"
     assert tag_key("v1.0_a-b") == "_salus/tags/v1.0_a-b.json"
 
@@ -29,7 +29,7 @@ def test_keys() -> None:
 def test_the_number_in_a_key_is_the_one_that_it_was_made_of(slot: int) -> None:
     assert number_in(layout.record_key(slot).rpartition("/")[2], suffix=".json") == slot
     assert number_in(layout.claim_key(slot).rpartition("/")[2]) == slot
-    assert number_in(layout.checkpoint_key(slot).rpartition("/")[2], suffix=".json.zst") == slot
+    assert number_in(layout.checkpoint_key(slot).rpartition("/")[2], suffix=".json") == slot
     assert number_in(layout.record_key(slot).split("/")[2]) == slot // 1024
 
 

@@ -14,8 +14,9 @@ from .labels import Outcome, Result
 from .layout import array_specs, tag_key
 from .log import publish as publishing
 from .log.amendments import Amendment, append_amendment
+from .log.entries import Entries, Entry
 from .log.revisions import put_revision, read_revisions
-from .log.snapshot import Entry, Snapshot, load, read_record, write_checkpoint
+from .log.snapshot import Snapshot, load, read_record, write_checkpoint
 from .log.tags import list_tags, put_tag
 from .metadata import check_metadata
 from .schema import Feature, Schema
@@ -47,10 +48,13 @@ class Dataset(DatasetView):
         self.strict = strict
         if strict:
             schemas[-1].check_native(storage.url)
-        super().__init__(Reader(storage), schemas, snapshot, _readable(snapshot, schemas))
+        super().__init__(Reader(storage, schemas), schemas, snapshot, _readable(snapshot, schemas))
         self.mode = mode
         self._latest = snapshot
         self.tag_name = tag
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_snapshot": self._snapshot}  # to refresh from
 
     @property
     def storage(self) -> Storage:
@@ -60,7 +64,7 @@ class Dataset(DatasetView):
     @property
     def decided_slots(self) -> set[int]:
         """The slots that have a record, aborted ones included."""
-        return set(self._snapshot.decided)
+        return set(self._snapshot.decided.column("slot"))
 
     def refresh(self) -> Dataset:
         """See what was committed and amended since; returns itself.
@@ -80,8 +84,10 @@ class Dataset(DatasetView):
             schemas[-1].check_native(self.url)
         self.__dict__.pop("_rows_by_uid", None)
         self.__dict__.pop("_lengths", None)
+        self.__dict__.pop("_revisions", None)
         self.__dict__.pop("_specs", None)
         self._schemas, self._snapshot, self._latest = schemas, snapshot, snapshot
+        self._reader.schemas = schemas
         self._entries = _readable(snapshot, schemas)
         return self
 
@@ -115,7 +121,8 @@ class Dataset(DatasetView):
         """
         wanted = (uids,) if isinstance(uids, str) else _several(uids, "undelete")
         self._latest = load(self.storage, self._latest)
-        known = {entry.uid for entry in self._latest.decided.values() if entry.status != "aborted"}
+        decided = self._latest.decided
+        known = set(decided.take(decided.has_uid(wanted) & ~decided.has("status", "aborted")).column("uid"))
         for uid in wanted:
             if uid not in known:
                 raise NotFoundError(f"undelete: no episode with uid {uid!r}; {self.url}")
@@ -152,8 +159,8 @@ class Dataset(DatasetView):
         self.check_writable(what)
         if not isinstance(amendment.author, str):
             raise InvalidInputError(f"{what}: author: got {type(amendment.author).__name__}, expected text")
-        uids = set(amendment.uids)
-        for slot in [entry.slot for entry in self._latest.decided.values() if entry.uid in uids]:
+        decided = self._latest.decided
+        for slot in decided.take(decided.has_uid(amendment.uids)).column("slot"):
             read_record(self.storage, slot)  # a record that does not hold cannot be amended: this raises
         append_amendment(self.storage, amendment, next_number=len(self._latest.amendments))
         self._latest = publishing.publish(self.storage, known=self._latest)
@@ -174,7 +181,7 @@ class Dataset(DatasetView):
             schema.check_native(self.url)
         check_codecs(array_specs(schema).values())
         put_revision(self.storage, len(self._schemas), schema)
-        self._schemas = [*self._schemas, schema]
+        self._schemas = self._reader.schemas = [*self._schemas, schema]
         self.__dict__.pop("_specs", None)
         self._latest = publishing.publish(self.storage, known=self._latest)
 
@@ -211,9 +218,11 @@ class Dataset(DatasetView):
         write_checkpoint(self.storage, self._latest)
 
 
-def _readable(snapshot: Snapshot, schemas: list[Schema]) -> list[Entry]:
+def _readable(snapshot: Snapshot, schemas: list[Schema]) -> Entries:
     """The entries of a snapshot; one that names a schema revision that is not there is corrupt."""
-    return [entry if entry.schema_revision < len(schemas) else Entry.corrupt(entry.slot) for entry in snapshot.entries]
+    entries = snapshot.entries
+    unknown = entries.numbers("schema_revision") >= len(schemas)
+    return entries.merged(Entry.corrupt(slot) for slot in entries.numbers("slot")[unknown].tolist())
 
 
 def _several(keys: Any, what: str) -> tuple[Any, ...]:

@@ -16,8 +16,10 @@ from .gather import Reader, Request
 from .labels import Outcome, horizon_labels
 from .layout import ArraySpec, array_specs
 from .log.amendments import Overlay
+from .log.entries import Entry
 from .log.records import Record
-from .log.snapshot import Entry, read_record
+from .log.revisions import Revisions
+from .log.snapshot import read_record, read_sound_entry
 from .schema import TIMESTAMP, Feature, Schema
 
 MANY_STEPS = 64
@@ -39,7 +41,7 @@ class Episode:
     def __init__(self, reader: Reader, entry: Entry, schema: Schema, overlay: Overlay | None = None) -> None:
         if entry.status == "corrupt":
             # Reading the record again raises the error that says what is wrong with it.
-            read_record(reader.storage, entry.slot)
+            read_sound_entry(reader.storage, entry.slot, Revisions(reader.storage))
             raise CorruptDataError(f"the record of slot {entry.slot} was corrupt when this snapshot was loaded")
         self._reader = reader
         self._entry = entry

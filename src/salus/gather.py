@@ -25,8 +25,9 @@ from . import buffers
 from .caches import Cache, ChunkBlock
 from .codecs import decode_chunk
 from .errors import CorruptDataError
-from .layout import ArraySpec
-from .log.snapshot import Entry, read_record
+from .layout import ArraySpec, recorded_arrays
+from .log.entries import Entry
+from .schema import Schema
 from .shards import ShardIndex, ShardReader
 from .storage import Storage
 
@@ -35,7 +36,6 @@ MAX_OPEN_FILES = 2048
 INDEX_CACHE_BYTES = 64 * 2**20
 CHUNK_CACHE_BYTES = 64 * 2**20
 LABEL_CACHE_BYTES = 32 * 2**20
-SIZE_CACHE_SHARDS = 100_000
 MAX_RUN_BYTES = 4 * 2**20
 PARALLEL_FROM_BYTES = 2**20
 
@@ -69,15 +69,27 @@ class Request:
 class Reader:
     """Reads arrays of one dataset. Shared by all views of it; picklable, for workers."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, schemas: Sequence[Schema]) -> None:
         self.storage = storage
+        self.schemas = schemas
         self._state = _State()
 
+    @property
+    def schemas(self) -> Sequence[Schema]:
+        """All schema revisions; later ones may be added."""
+        return self._schemas
+
+    @schemas.setter
+    def schemas(self, schemas: Sequence[Schema]) -> None:
+        self._schemas = schemas
+        names = ([spec.name for spec in recorded_arrays(schema)] for schema in schemas)
+        self._ranks = [{name: rank for rank, name in enumerate(some)} for some in names]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"storage": self.storage}
+        return {"storage": self.storage, "schemas": self.schemas}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["storage"])  # type: ignore[misc]  # a fresh reader: caches do not travel
+        self.__init__(**state)  # type: ignore[misc]  # a fresh reader: caches do not travel
 
     def read(
         self, requests: Sequence[Request], *, empty: Empty | None = None, parallel: bool = True
@@ -247,7 +259,7 @@ class Reader:
 
     def _open(self, state: _State, spec: ArraySpec, entry: Entry, segment: int) -> ShardReader:
         key = spec.shard_key(entry.slot, segment)
-        expected = state.sizes.get(entry.slot, lambda: self._shard_sizes(entry)).get(key)
+        expected = self._shard_size(spec, entry, segment)
         file = self.storage.open_shard(key)
         if file is None:
             raise CorruptDataError("the shard is missing")
@@ -258,11 +270,13 @@ class Reader:
         index = (spec.name, entry.digest, segment)
         return ShardReader(file, spec, state.indexes.get(index, lambda: ShardReader(file, spec).index))
 
-    def _shard_sizes(self, entry: Entry) -> dict[str, int]:
-        record = read_record(self.storage, entry.slot)
-        if record is None or record.digest != entry.digest:
-            raise CorruptDataError("the record is not the one that this snapshot was loaded from")
-        return {shard.key: shard.size for shard in record.shards}
+    def _shard_size(self, spec: ArraySpec, entry: Entry, segment: int) -> int:
+        ranks, segments = self._ranks[entry.schema_revision], spec.segments(entry.num_steps)
+        if len(entry.shard_sizes) != len(ranks) * segments:
+            raise CorruptDataError(
+                f"the snapshot knows the sizes of {len(entry.shard_sizes)} shards, expected {len(ranks) * segments}"
+            )
+        return entry.shard_sizes[ranks[spec.name] * segments + segment]
 
     def _fresh_state(self) -> _State:
         if self._state.process.pid != os.getpid():
@@ -305,7 +319,6 @@ class _State:
         self.process = process = _this_process()
         self.number = number = next(process.numbers)
         self.indexes: Cache[ShardIndex] = Cache(INDEX_CACHE_BYTES, lambda index: index.nbytes)
-        self.sizes: Cache[dict[str, int]] = Cache(SIZE_CACHE_SHARDS, len)
         self.texts: Cache[np.ndarray] = Cache(CHUNK_CACHE_BYTES, lambda texts: texts.nbytes + sum(map(len, texts)))
         self.labels: Cache[Labels] = Cache(LABEL_CACHE_BYTES, lambda pair: pair[0].nbytes + pair[1].nbytes)
         self._blocks: dict[str, ChunkBlock] = {}

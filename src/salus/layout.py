@@ -64,7 +64,7 @@ def amendment_key(number: int) -> str:
 
 def checkpoint_key(number: int) -> str:
     """The checkpoint of that number."""
-    return f"{PRIVATE}/checkpoints/{number:010d}.json.zst"
+    return f"{PRIVATE}/checkpoints/{number:010d}.json"
 
 
 def tag_key(name: str) -> str:
@@ -233,6 +233,11 @@ def array_specs(schema: Schema) -> dict[str, ArraySpec]:
     for name, feature in schema.features.items():
         specs.extend(feature_specs(name, feature, steps))
     return {spec.name: spec for spec in specs}
+
+
+def recorded_arrays(schema: Schema) -> list[ArraySpec]:
+    """The arrays that an episode recorded under `schema` has shards of, sorted by name."""
+    return sorted((spec for spec in array_specs(schema).values() if not spec.derived), key=lambda spec: spec.name)
 
 
 # --- Zarr metadata ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from .errors import MissingExtraError, NotFoundError, did_you_mean
-from .log.snapshot import Entry
+from .log.entries import Entries, Entry
 
 if TYPE_CHECKING:
     import pandas
@@ -34,7 +34,7 @@ class EpisodeTable(Sequence[Entry]):
     started_ns, ended_ns (wall clock, nanoseconds since 1970), slot, schema_revision.
     """
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Entries) -> None:
         self._entries = entries
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class EpisodeTable(Sequence[Entry]):
         if key not in COLUMNS:
             raise NotFoundError(f"episode table: no column {key!r}{did_you_mean(key, COLUMNS)}")
         name = "result" if key == "outcome" else key
-        return [getattr(entry, name) for entry in self._entries]
+        return self._entries.column(name)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """All columns."""

@@ -16,7 +16,8 @@ from .errors import CorruptDataError, InvalidInputError, NotFoundError, SalusErr
 from .gather import Empty, Reader, Request, default_threads
 from .labels import Outcome, Result
 from .layout import ArraySpec, array_specs
-from .log.snapshot import Entry, Snapshot
+from .log.entries import Entries, Entry
+from .log.snapshot import Snapshot
 from .readahead import read_ahead
 from .schema import Schema
 from .table import EpisodeTable
@@ -50,13 +51,19 @@ class DatasetView(Sequence[Episode]):
     """
 
     def __init__(
-        self, reader: Reader, schemas: list[Schema], snapshot: Snapshot, entries: list[Entry], part: str = ""
+        self, reader: Reader, schemas: list[Schema], snapshot: Snapshot, entries: Entries, part: str = ""
     ) -> None:
         self._reader = reader
         self._part = part
         self._schemas = schemas
         self._snapshot = snapshot
         self._entries = entries
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What the view itself needs, not what it was chosen from; a worker makes the rest again, if it wants it.
+        made_again = {"_rows_by_uid", "_lengths", "_revisions", "_specs"}
+        kept = {name: value for name, value in self.__dict__.items() if name not in made_again}
+        return {**kept, "_snapshot": Snapshot(amendments=self._snapshot.amendments)}
 
     @property
     def schema(self) -> Schema:
@@ -76,17 +83,18 @@ class DatasetView(Sequence[Episode]):
     @property
     def num_steps(self) -> int:
         """Steps of all episodes together."""
-        return sum(entry.num_steps for entry in self._entries)
+        return int(self._lengths.sum())
 
     @property
     def raw_bytes(self) -> int:
         """Bytes of all recorded values, before compression; texts not counted."""
-        return sum(entry.num_steps * self._schemas[entry.schema_revision].step_bytes for entry in self._entries)
+        step_bytes = np.array([schema.step_bytes for schema in self._schemas])
+        return int((self._lengths * step_bytes[self._entries.numbers("schema_revision")]).sum())
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all shards on disk."""
-        return sum(entry.stored_bytes for entry in self._entries)
+        return int(self._entries.numbers("stored_bytes").sum())
 
     @property
     def episodes(self) -> EpisodeTable:
@@ -123,7 +131,7 @@ class DatasetView(Sequence[Episode]):
         schema = self._schemas[entry.schema_revision]
         return Episode(self._reader, entry, schema, self._snapshot.overlays.get(entry.uid))
 
-    def _view(self, entries: list[Entry], part: str = "") -> DatasetView:
+    def _view(self, entries: Entries, part: str = "") -> DatasetView:
         return DatasetView(self._reader, self._schemas, self._snapshot, entries, f"{self._part}{part}")
 
     def _row(self, key: Any) -> int:
@@ -143,7 +151,7 @@ class DatasetView(Sequence[Episode]):
 
     @cached_property
     def _rows_by_uid(self) -> dict[str, int]:
-        return {entry.uid: row for row, entry in enumerate(self._entries)}
+        return {uid: row for row, uid in enumerate(self._entries.column("uid"))}
 
     # --- choosing ----------------------------------------------------------------------------------------------
 
@@ -183,20 +191,21 @@ class DatasetView(Sequence[Episode]):
         if unknown:
             raise InvalidInputError(f"status: got {unknown[0]!r}, expected one of {', '.join(map(repr, STATUSES))}")
 
-        def meets(entry: Entry) -> bool:
-            if statuses is not None and entry.status not in statuses:
-                return False
-            if entry.status == "corrupt":
-                return outcome is None and failure_kind is None and task is None and where is None
-            return (
-                (outcome is None or entry.result == outcome)
-                and (failure_kind is None or entry.failure_kind == failure_kind)
-                and (task is None or entry.task == task)
-                and (where is None or where(self._episode(entry)))
-            )
+        entries = self._entries if uids is None else self._entries.take([self._row(uid) for uid in uids])
+        meets = np.full(len(entries), statuses is None)
+        for name in statuses or ():
+            meets |= entries.has("status", name)
+        conditions = {"result": outcome, "failure_kind": failure_kind, "task": task}
+        for name, value in conditions.items():
+            if value is not None:
+                meets &= entries.has(name, value) & ~entries.has("status", "corrupt")
+        entries = entries.take(meets)
+        if where is not None:
+            entries = entries.take([row for row, entry in enumerate(entries) if self._meets(where, entry)])
+        return self._view(entries)
 
-        entries = self._entries if uids is None else [self._entries[self._row(uid)] for uid in uids]
-        return self._view([entry for entry in entries if meets(entry)])
+    def _meets(self, where: Callable[[Episode], bool], entry: Entry) -> bool:
+        return entry.status != "corrupt" and bool(where(self._episode(entry)))
 
     def split(
         self, fractions: Mapping[str, float], *, seed: int = 0, stratify: str | None = None
@@ -221,9 +230,9 @@ class DatasetView(Sequence[Episode]):
                 strata = self.episodes[stratify]
             except NotFoundError as error:
                 raise InvalidInputError(f"stratify: {error}") from error
-        uids = [entry.uid for entry in self._entries]
+        uids = self._entries.column("uid")
         parts = sampling.split(uids, fractions, seed=seed, strata=strata, within=self._part)
-        return tuple(self._view([self._entries[row] for row in rows], f"{name}/") for name, rows in parts.items())
+        return tuple(self._view(self._entries.take(rows), f"{name}/") for name, rows in parts.items())
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -376,8 +385,8 @@ class DatasetView(Sequence[Episode]):
 
     def check_sound(self) -> None:
         """Raise CorruptDataError where the record of an episode does not hold, and say how to leave it out."""
-        corrupt = [entry.slot for entry in self._entries if entry.status == "corrupt"]
-        if corrupt:
+        corrupt = self._entries.numbers("slot")[self._entries.has("status", "corrupt")]
+        if len(corrupt):
             raise CorruptDataError(
                 f"{len(corrupt)} of {len(self)} episodes have a record that does not hold, the first in slot "
                 f'{corrupt[0]}; .select(status=("committed", "salvaged")) leaves them out; {self.url}'
@@ -393,10 +402,7 @@ class DatasetView(Sequence[Episode]):
     def _spec(self, name: str, rows: np.ndarray) -> ArraySpec:
         if len(self._specs) == 1 and name in self._specs[0]:
             return self._specs[0][name]
-        entries = (self._entries[row] for row in np.unique(rows))
-        revisions = {entry.schema_revision for entry in entries if entry.status != "corrupt"} or {
-            len(self._schemas) - 1
-        }
+        revisions = set(self._revisions[rows].tolist()) - {-1} or {len(self._schemas) - 1}
         for revision in sorted(revisions):
             if name in self._specs[revision]:
                 continue
@@ -414,7 +420,13 @@ class DatasetView(Sequence[Episode]):
 
     @cached_property
     def _lengths(self) -> np.ndarray:
-        return np.array([entry.num_steps for entry in self._entries], dtype=np.int64)
+        return self._entries.numbers("num_steps")
+
+    @cached_property
+    def _revisions(self) -> np.ndarray:
+        """int64 (N,), the schema revision of each episode; -1 of a corrupt one."""
+        corrupt = self._entries.has("status", "corrupt")
+        return np.where(corrupt, -1, self._entries.numbers("schema_revision"))
 
     def __repr__(self) -> str:
         features = ", ".join(

@@ -30,9 +30,10 @@ from ..layout import (
 from ..schema import TIMESTAMP, Schema
 from ..shards import ShardReader, whole_shard
 from ..storage import Storage
+from .entries import Entry
 from .records import Record
 from .revisions import read_revisions
-from .snapshot import Entry, Snapshot, load, read_record, sync_log
+from .snapshot import Snapshot, load, read_record, sync_log
 
 _ROOT = "zarr.json"
 
@@ -79,11 +80,11 @@ def _changed_rows(snapshot: Snapshot, mark: dict[str, Any] | None) -> list[int]:
     if mark is None:
         return list(range(snapshot.num_slots))
     amended = {uid for amendment in snapshot.amendments[mark["amendments"] :] for uid in amendment.uids}
-    return sorted(
-        slot
-        for slot, entry in snapshot.decided.items()
-        if slot >= mark["slots"] or slot in mark["open"] or entry.uid in amended
-    )
+    slots = snapshot.decided.numbers("slot")
+    was_open = np.array([slot in mark["open"] for slot in slots.tolist()], bool)
+    changed = (slots >= mark["slots"]) | was_open | snapshot.decided.has_uid(amended)
+    rows: list[int] = slots[changed].tolist()
+    return rows
 
 
 class _RowWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -11,6 +12,8 @@ from ..errors import CorruptDataError
 from ..labels import Outcome
 from ..layout import record_key
 from ..shards import ShardInfo
+
+_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Status = Literal["committed", "salvaged", "aborted"]
 
@@ -70,7 +73,7 @@ class Record:
 
     @classmethod
     def from_bytes(cls, body: bytes, slot: int) -> Record:
-        """Parse the record of `slot`.
+        """Parse the record of `slot`. Members that this version does not know are left alone.
 
         Raises:
             CorruptDataError: The digest does not hold, or the content is not that of a record of this slot.
@@ -104,11 +107,15 @@ class Record:
         """What no recorder would have written."""
         if self.slot != slot:
             yield f"it is of slot {self.slot}, expected slot {slot}"
-        texts = {"uid": self.uid, "timestamp_source": self.timestamp_source}
-        yield from (f"{name} {value!r}" for name, value in texts.items() if not isinstance(value, str) or not value)
+        if not isinstance(self.uid, str) or not _UID.fullmatch(self.uid):
+            yield f"uid {self.uid!r}"
+        if not isinstance(self.timestamp_source, str) or not self.timestamp_source:
+            yield f"timestamp_source {self.timestamp_source!r}"
         numbers = {"revision": self.schema_revision, "start": self.started_ns, "end": self.ended_ns}
         numbers |= {f"size of {shard.key}": shard.size for shard in self.shards}
-        yield from (f"{name} {value!r}" for name, value in numbers.items() if type(value) is not int or value < 0)
+        yield from (
+            f"{name} {value!r}" for name, value in numbers.items() if type(value) is not int or not 0 <= value < 2**63
+        )
         if not isinstance(self.metadata, dict):
             yield f"metadata {type(self.metadata).__name__}"
         if type(self.num_steps) is not int or not 0 <= self.num_steps < 2**31:

@@ -6,9 +6,29 @@ import time
 
 from .. import documents
 from ..errors import CorruptDataError, FormatError
-from ..layout import schema_key
+from ..layout import ArraySpec, recorded_arrays, schema_key
 from ..schema import FORMAT, Schema
 from ..storage import Storage
+
+
+class Revisions:
+    """The arrays recorded under each schema revision, read when one is first asked for."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._arrays: list[list[ArraySpec]] = []
+
+    def recorded_arrays(self, revision: int) -> list[ArraySpec]:
+        """The recorded arrays of that revision, by name.
+
+        Raises:
+            CorruptDataError: There is no such revision.
+        """
+        if revision >= len(self._arrays):
+            self._arrays = [recorded_arrays(schema) for schema in read_revisions(self._storage)]
+        if revision >= len(self._arrays):
+            raise CorruptDataError(f"record: schema revision {revision}, but there are {len(self._arrays)}")
+        return self._arrays[revision]
 
 
 def put_revision(storage: Storage, revision: int, schema: Schema) -> None:

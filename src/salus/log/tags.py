@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from .. import documents
 from ..errors import AlreadyExistsError, CorruptDataError, NotFoundError
 from ..layout import PRIVATE, tag_key
 from ..storage import Storage
-from .snapshot import Entry, Snapshot, sync_log
+from .amendments import Amendment
+from .entries import Entries, Entry
+from .revisions import Revisions
+from .snapshot import Snapshot, read_entry, sync_log
 
 
 def put_tag(storage: Storage, name: str, snapshot: Snapshot, *, author: str) -> None:
@@ -38,9 +42,27 @@ def read_tag(storage: Storage, name: str) -> Snapshot:
     document = documents.unseal(body, key=key)
     if document.get("name") != name:
         raise CorruptDataError(f"tag: it is {document.get('name')!r}, exchanged or copied; {key}")
-    snapshot = Snapshot.from_json(document, key=key)
-    corrupt = {slot: Entry.corrupt(slot) for slot in document.get("corrupt_slots", [])}
-    return Snapshot({**snapshot.decided, **corrupt}, snapshot.amendments)
+    if "table" not in document:
+        return _read_first_form(storage, document, key)
+    return Snapshot.from_json(document, key=key)
+
+
+def _read_first_form(storage: Storage, document: dict[str, Any], key: str) -> Snapshot:
+    """A tag of before 0.1.0: lists instead of columns, without the sizes of shards, which the records have."""
+    revisions, entries = Revisions(storage), []
+    try:
+        names = [name for name in Entry._fields if name != "shard_sizes"]
+        for values in zip(*(document["columns"][name] for name in names), strict=True):
+            entry = Entry(**dict(zip(names, values, strict=True)), shard_sizes=())
+            now = read_entry(storage, entry.slot, revisions)
+            if now is not None and now.digest == entry.digest:
+                entry = entry._replace(shard_sizes=now.shard_sizes)
+            entries.append(entry)
+        entries += [Entry.corrupt(slot) for slot in document.get("corrupt_slots", [])]
+        amendments = tuple(Amendment.from_json(value, key=key) for value in document["amendments"])
+        return Snapshot(Entries.of(entries), amendments)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptDataError(f"tag: not understood: {error!r}; {key}") from error
 
 
 def list_tags(storage: Storage) -> list[str]:

@@ -15,8 +15,8 @@ import numpy as np
 from ..codecs import encode_chunk
 from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, RecordingError
 from ..labels import Outcome, Result
+from ..log.entries import Entry
 from ..log.records import Record
-from ..log.snapshot import Entry
 from ..schema import TIMESTAMP, Schema
 from .background import Background
 from .checking import StepChecker, Stored, check_stamp

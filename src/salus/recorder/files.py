@@ -18,8 +18,8 @@ import numpy as np
 from ..codecs import encode_chunk
 from ..errors import AlreadyExistsError, EpisodeFencedError, RecordingError, SalusError
 from ..layout import ArraySpec, journal_folder, record_key
+from ..log.entries import Entry
 from ..log.records import Record
-from ..log.snapshot import Entry
 from ..shards import ShardInfo, ShardWriter
 from ..storage import LocalStorage
 from .journal import JournalWriter
@@ -175,7 +175,7 @@ class EpisodeFiles:
             self._remove()
             raise EpisodeFencedError(f"slot {self.slot}: another process decided it first: {error}") from error
         self._remove()
-        return Entry.of(Record.from_bytes(body, self.slot))
+        return Entry.of(Record.from_bytes(body, self.slot), sorted(self._specs.values(), key=lambda spec: spec.name))
 
     def _remove(self) -> None:
         self.close()

@@ -22,9 +22,10 @@ from ..errors import InvalidInputError, RecordingError, SalusError
 from ..labels import Outcome, Result
 from ..layout import record_key
 from ..log.claims import claim_slot
+from ..log.entries import Entry
 from ..log.publish import publish
 from ..log.records import Record
-from ..log.snapshot import Entry, Snapshot, write_checkpoint
+from ..log.snapshot import Snapshot, checkpoint_due, write_checkpoint
 from ..metadata import check_metadata
 from ..schema import TIMESTAMP
 from ..storage import LocalStorage
@@ -268,7 +269,7 @@ class _Publisher:
             self._wanted.clear()
             try:
                 self._snapshot = publish(self._storage, known=self._snapshot)
-                if self._snapshot.num_facts >= 1.1 * self._checkpointed + 64:
+                if checkpoint_due(self._snapshot.num_facts, self._checkpointed):
                     write_checkpoint(self._storage, self._snapshot)
                     self._checkpointed = self._snapshot.num_facts
             except SalusError:
