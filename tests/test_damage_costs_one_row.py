@@ -38,6 +38,13 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "another slot": lambda d: d.update(slot=3),
     "a shard of negative size": lambda d: d["shards"][0].update(size=-1),
     "shards are numbers": lambda d: d.update(shards=[1, 2]),
+    "a shard too few": lambda d: d["shards"].pop(),
+    "a shard twice": lambda d: d["shards"].append(d["shards"][0]),
+    "a shard in place of another": lambda d: d["shards"].__setitem__(0, d["shards"][1]),
+    "a shard of an array that is not there": lambda d: d["shards"][0].update(key="other/c.1.0.0"),
+    "a shard of another episode": lambda d: d["shards"][0].update(key=d["shards"][0]["key"].replace("c.1.", "c.2.")),
+    "a uid that is none": lambda d: d.update(uid="robot 7"),
+    "a start past 64 bits": lambda d: d.update(started_ns=2**63),
 }
 
 

@@ -146,7 +146,7 @@ class WindowDataset(TorchDataset[Sample]):
 
     def fingerprint(self) -> str:
         """Equal for windows with the same samples in the same order: the same steps of the same episodes."""
-        uids = "".join(entry.uid for entry in self.view.episodes)
+        uids = "".join(self.view.episodes["uid"])
         return hashlib.sha256(uids.encode() + self._index.fingerprint()).hexdigest()
 
     @property
