@@ -64,6 +64,8 @@ bench: $(READY)  ## the measurements that README and docs quote
 	$(BIN)/python benchmarks/note_chunk_plan.py
 	$(BIN)/python benchmarks/windows.py
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/many_episodes.py
+	$(BIN)/python benchmarks/memory_limit.py
 
 clean:
 	rm -rf .venv .venv-newest site

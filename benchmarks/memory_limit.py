@@ -2,11 +2,11 @@
 
     python benchmarks/memory_limit.py [folder] [--keep]
 
-Records noisy 224 × 224 images until 20 GB are on disk. Then processes read it whole in order, and once over in random
-order, in batches of 64: without a limit, and in a memory cgroup of 2 GB (where none can be made: under RLIMIT_DATA,
-which leaves the page cache out). Cold: the dataset's files were dropped from the page cache before. Warm: right after a
-run without a limit, with as much of them cached as the machine had room for. Needs 21 GB of disk, about ten minutes,
-and Linux; as root, for the cgroup.
+Records noisy 224 × 224 images until 20 GB are on disk. Then processes scan it whole, load an epoch in random order, and
+one in random blocks of 32 samples: without a limit, and in a memory cgroup of 2 GB (where none can be made: under
+RLIMIT_DATA, which leaves the page cache out). Cold: the dataset's files were dropped from the page cache before. Warm:
+right after a run without a limit, with as much of them cached as the machine had room for. Needs 21 GB of disk, about
+ten minutes, and Linux; as root, for the cgroup.
 """
 
 from __future__ import annotations
@@ -56,25 +56,30 @@ def record(path: Path) -> None:
 # --- in the process that is measured -----------------------------------------------------------------------------
 
 
-def orders(count: int, how: str) -> Iterator[np.ndarray]:
-    order = np.arange(count) if how == "scan" else np.random.default_rng(0).permutation(count)
-    return (order[start : start + BATCH] for start in range(0, count, BATCH))
+def sizes_of_batches(dataset: salus.Dataset, how: str) -> Iterator[int]:
+    """Reads everything, and says how many samples came."""
+    from salus.torch import Loader, WindowDataset
+
+    if how == "scan":
+        yield from (len(block.arrays["images"]) for block in dataset.scan())
+    else:
+        windows = WindowDataset(dataset, {"images": 0, "actions": range(16)})
+        block_size = 32 if how == "shuffled blocks" else None
+        yield from (len(batch["step"]) for batch in Loader(windows, BATCH, shuffle=True, block_size=block_size))
 
 
 def read(path: Path, how: str) -> dict[str, Any]:
     """Read all samples, and say how fast, and with how much memory."""
-    from salus.torch import WindowDataset
-
-    windows = WindowDataset(salus.open(path), {"images": 0, "actions": 0 if how == "scan" else range(16)})
+    dataset = salus.open(path)
     samples, started = 0, time.perf_counter()
-    for order in orders(len(windows), how):
-        samples += len(windows.batch(order)["images"])
+    for size in sizes_of_batches(dataset, how):
+        samples += size
         if time.perf_counter() - started > LONGEST_S:
             break
     seconds = time.perf_counter() - started
     return {
         "samples": samples,
-        "share": samples / len(windows),
+        "share": samples / dataset.num_steps,
         "seconds": seconds,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -132,7 +137,7 @@ def main(path: Path) -> None:
         probe.rmdir()
     print(f"limit: {LIMIT_BYTES / 2**30:.0f} GiB ({how_limited})\n")
     print("| | images/s | MB/s stored | read | peak resident, MB | peak of the group, MB |\n|---|---|---|---|---|---|")
-    for how in ("scan", "epoch"):
+    for how in ("scan", "shuffled", "shuffled blocks"):
         for name, limit, cold in (
             ("2 GB, cold", True, True),
             ("no limit, cold", False, True),

@@ -75,7 +75,7 @@ class ConcatView:
     @property
     def episodes(self) -> EpisodeTable:
         """The episode tables of all, one after another. Slots are those of each dataset."""
-        return EpisodeTable([entry for part in self.parts for entry in part.episodes])
+        return EpisodeTable.joined(part.episodes for part in self.parts)
 
     @property
     def part_of_episodes(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from .errors import MissingExtraError, NotFoundError, did_you_mean
@@ -36,6 +36,11 @@ class EpisodeTable(Sequence[Entry]):
 
     def __init__(self, entries: Entries) -> None:
         self._entries = entries
+
+    @classmethod
+    def joined(cls, tables: Iterable[EpisodeTable]) -> EpisodeTable:
+        """The rows of several tables, one after another."""
+        return cls(Entries.joined(table._entries for table in tables))
 
     def __len__(self) -> int:
         return len(self._entries)

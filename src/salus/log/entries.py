@@ -170,6 +170,22 @@ class Entries(Sequence[Entry]):
         """The rows of these entries, in the order of their slots."""
         return cls(np.empty(0, _ROW), np.empty(0, "<i8"), ()).merged(entries)
 
+    @classmethod
+    def joined(cls, parts: Iterable[Entries]) -> Entries:
+        """The rows of several tables, one after another: no longer in the order of slots."""
+        texts: dict[str, int] = {}
+        rows, sizes, num_sizes = [np.empty(0, _ROW)], [np.empty(0, "<i8")], 0
+        for part in parts:
+            own = part._compact()
+            codes = np.array([*(texts.setdefault(text, len(texts)) for text in own._texts), _NONE])  # the last: of -1
+            for name in ("failure_kind", "task"):
+                own._rows[name] = codes[own._rows[name]]
+            own._rows["first_shard"] += num_sizes
+            num_sizes += len(own._sizes)
+            rows.append(own._rows)
+            sizes.append(own._sizes)
+        return cls(np.concatenate(rows), np.concatenate(sizes), tuple(texts))
+
     # --- as a sequence -------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
