@@ -24,7 +24,7 @@ from .revisions import Revisions
 
 CHECKPOINT_MIN_RECORDS = 64
 CHECKPOINT_GROWTH = 0.1
-CHECKPOINT_MAX_NEW = 2048  # so that opening reads at most so many records one by one, however large the dataset
+CHECKPOINT_MAX_NEW = 1024  # so that opening reads at most so many records one by one, however large the dataset
 
 
 @dataclass(frozen=True)
