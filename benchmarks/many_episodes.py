@@ -166,6 +166,22 @@ def steady_batches(paths: dict[str, Path]) -> dict[str, float]:
     return {name: median(values) for name, values in times.items()}
 
 
+def loaded_batches(paths: dict[str, Path]) -> dict[str, float]:
+    """Milliseconds per batch of a loader that is asked for one after the other; medians of interleaved rounds."""
+    from salus.torch import Loader, WindowDataset
+
+    windows = {name: WindowDataset(salus.open(path), WINDOWS) for name, path in paths.items()}
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for number in range(FIRST_ROUNDS):
+        for name, some in windows.items():
+            batches = iter(Loader(some, BATCH, shuffle=True, seed=number))
+            for _ in range(10):
+                next(batches)
+            times[name].append(seconds(lambda batches=batches: [next(batches) for _ in range(40)]) / 40 * 1e3)
+            del batches  # and its threads with it
+    return {name: median(values) for name, values in times.items()}
+
+
 def pickled(path: Path) -> dict[str, float]:
     """MB, and milliseconds to dump and load, of the training part, as a spawned worker gets it."""
     train, _ = salus.open(path).split({"train": 0.9, "val": 0.1})
@@ -194,7 +210,7 @@ def main(folder: Path) -> None:
     for _ in range(OPENINGS):
         for name, path in paths.items():
             opened[name].append(open_fresh(path))
-    first, steady = first_batches(paths), steady_batches(paths)
+    first, steady, loaded = first_batches(paths), steady_batches(paths), loaded_batches(paths)
     views = {name: pickled(path) for name, path in paths.items()}
     rows: dict[str, Callable[[str], float]] = {
         "`salus.open`, ms": lambda name: median(s for s, _ in opened[name]) * 1e3,
@@ -202,6 +218,7 @@ def main(folder: Path) -> None:
         "memory that opening takes, MB": lambda name: median(mb for _, mb in opened[name]),
         f"first batch of {BATCH} after opening, ms": first.__getitem__,
         f"batch of {BATCH}, steady, ms": steady.__getitem__,
+        f"batch of {BATCH} of a Loader, ms": loaded.__getitem__,
         "a part of 90 %, pickled, MB": lambda name: views[name]["MB"],
         "pickling it, ms": lambda name: views[name]["dump"],
         "unpickling it, ms": lambda name: views[name]["load"],
