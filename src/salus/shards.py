@@ -170,19 +170,26 @@ class ShardReader:
     Thread-safety: safe; it does not change. The file is closed when nobody holds the reader any more.
     """
 
-    __slots__ = ("_file", "index")
+    __slots__ = ("_file", "_whole", "index")
 
     def __init__(self, file: StoredFile, spec: ArraySpec, index: ShardIndex | None = None) -> None:
         self._file = file
+        self._whole: bytes | None = None
         if index is None:
             index_size = spec.chunks_per_shard * _PLACE.size + _CHECKSUM
             end = file.size - index_size
-            index = ShardIndex(file.read(max(end, 0), index_size), end)
+            if spec.chunk_steps == spec.segment_steps > 1:  # all but the index is one chunk: one read, not two
+                self._whole = file.read(0, file.size)
+                tail = self._whole[max(end, 0) :]
+            else:
+                tail = file.read(max(end, 0), index_size)
+            index = ShardIndex(tail, end)
         self.index = index
 
     def chunk(self, number: int) -> bytes:
         """The encoded bytes of one inner chunk."""
-        return self._file.read(*self.index.place(number))
+        offset, size = self.index.place(number)
+        return self._file.read(offset, size) if self._whole is None else self._whole[offset : offset + size]
 
     def chunks(self, first: int, count: int) -> list[bytes]:
         """The encoded bytes of consecutive inner chunks, in one read where they lie side by side."""
