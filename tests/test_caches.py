@@ -31,6 +31,47 @@ def test_the_values_used_last_stay() -> None:
     assert "".join(made) == "abcdcc"
 
 
+def test_what_is_kept_counts_and_what_is_found_stays() -> None:
+    cache: Cache[str] = Cache(6, len)
+    for key in "abc":
+        assert cache.find(key) is None
+        cache.keep(key, key * 2)
+    assert cache.find("a") == "aa"
+    cache.keep("d", "dd")  # pushes b out
+    assert [cache.find(key) for key in "abcd"] == ["aa", None, "cc", "dd"]
+    cache.keep("a", "aaaa")  # kept twice, by two threads: counts once, and pushes c out
+    assert [cache.find(key) for key in "abcd"] == ["aaaa", None, None, "dd"]
+
+
+def test_a_failure_reaches_a_thread_that_waits_for_it() -> None:
+    cache: Cache[int] = Cache(10, lambda _: 1)
+    at_it, go = threading.Event(), threading.Event()
+    failures: list[str] = []
+
+    def make() -> int:
+        at_it.set()
+        go.wait(10)
+        raise ValueError("no")
+
+    def want() -> None:
+        try:
+            cache.get("key", make)
+        except ValueError as error:
+            failures.append(str(error))
+
+    first, second = threading.Thread(target=want), threading.Thread(target=want)
+    first.start()
+    at_it.wait(10)
+    second.start()
+    while cache._making["key"] is None and second.is_alive():
+        threading.Event().wait(0.001)
+    go.set()
+    first.join()
+    second.join()
+    assert failures == ["no", "no"]
+    assert cache.get("key", lambda: 7) == 7
+
+
 def test_a_value_that_several_threads_want_is_made_once_and_a_failure_reaches_all() -> None:
     cache: Cache[int] = Cache(10, lambda _: 1)
     started, go = threading.Barrier(4), threading.Event()

@@ -24,7 +24,7 @@ class Cache(Generic[Value]):
         self._cost = cost
         self._used = 0
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._making: dict[Hashable, Future[Value]] = {}
+        self._making: dict[Hashable, Future[Value] | None] = {}
         # Reentrant: a reader may be collected, and drop its files, amid a call on the same thread.
         self._lock = threading.RLock()
 
@@ -35,29 +35,53 @@ class Cache(Generic[Value]):
             if value is not None:
                 self._values.move_to_end(key)
                 return value
-            making = self._making.get(key)
-            if making is None:
-                mine = self._making[key] = Future()
-        if making is not None:  # another thread is at it
-            return making.result()
+            is_being_made = key in self._making
+            if is_being_made:  # by another thread: wait, on what the first to wait puts there
+                awaited = self._making[key] = self._making[key] or Future()
+            else:
+                self._making[key] = None
+        if is_being_made:
+            return awaited.result()
         try:
             value = make()
         except BaseException as error:
             with self._lock:
-                del self._making[key]
-            mine.set_exception(error)
+                waiting = self._making.pop(key)
+            if waiting is not None:
+                waiting.set_exception(error)
             raise
         with self._lock:
-            self._values[key] = value
-            self._used += self._cost(value)
-            # What falls out may close a file: only after the lock is free.
-            fallen = []
-            while self._used > self._budget and len(self._values) > 1:
-                fallen.append(self._values.popitem(last=False)[1])
-                self._used -= self._cost(fallen[-1])
-            del self._making[key]
-        mine.set_result(value)
+            fallen = self._keep(key, value)
+            waiting = self._making.pop(key)
+        del fallen
+        if waiting is not None:
+            waiting.set_result(value)
         return value
+
+    def find(self, key: Hashable) -> Value | None:
+        """The value of `key`, where it is there: for values so cheap to make that two threads may make one twice."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
+    def keep(self, key: Hashable, value: Value) -> None:
+        """Put a value that was not found."""
+        with self._lock:
+            fallen = self._keep(key, value)
+        del fallen
+
+    def _keep(self, key: Hashable, value: Value) -> list[Value]:
+        """Returns what falls out: it may close a file, which is to happen when the lock is free."""
+        before = self._values.pop(key, None)
+        self._values[key] = value
+        self._used += self._cost(value) - (self._cost(before) if before is not None else 0)
+        fallen = []
+        while self._used > self._budget and len(self._values) > 1:
+            fallen.append(self._values.popitem(last=False)[1])
+            self._used -= self._cost(fallen[-1])
+        return fallen
 
     def drop(self, unwanted: Callable[[Any], bool]) -> None:
         """Forget every value whose key is unwanted."""

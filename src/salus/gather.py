@@ -267,8 +267,12 @@ class Reader:
             raise CorruptDataError(f"the shard has {file.size} bytes, expected {expected}")
         if spec.chunk_steps > 1:
             return ShardReader(file, spec)
-        index = (spec.name, entry.digest, segment)
-        return ShardReader(file, spec, state.indexes.get(index, lambda: ShardReader(file, spec).index))
+        name = (spec.name, entry.digest, segment)
+        index = state.indexes.find(name)
+        shard = ShardReader(file, spec, index)
+        if index is None:
+            state.indexes.keep(name, shard.index)
+        return shard
 
     def _shard_size(self, spec: ArraySpec, entry: Entry, segment: int) -> int:
         ranks, segments = self._ranks[entry.schema_revision], spec.segments(entry.num_steps)
