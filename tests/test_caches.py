@@ -90,6 +90,7 @@ def test_a_value_that_several_threads_want_is_made_once_and_a_failure_reaches_al
     for thread in threads:
         thread.start()
     started.wait(10)
+    threading.Event().wait(0.1)  # so that the others wait for the first
     go.set()
     for thread in threads:
         thread.join()
