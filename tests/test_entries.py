@@ -120,6 +120,12 @@ def test_amendments_delete_and_change_rows(entries: Entries) -> None:
     assert entries.amended({}) is entries
 
 
+def test_tables_are_joined(entries: Entries) -> None:
+    other = Entries.of([entry(0, task="another"), entry(7, failure_kind="drop", result="failure")])
+    assert list(Entries.joined([entries[2:], other, entries[:2]])) == [*ROWS[2:], *other, *ROWS[:2]]
+    assert list(Entries.joined([])) == []
+
+
 # --- stored and sent ---------------------------------------------------------------------------------------------
 
 
