@@ -158,8 +158,12 @@ class Reader:
             for spec, entry, step, places, out in waiting:
                 segment, chunk = divmod(step, spec.segment_steps)
                 try:
-                    encoded = self._shard(state, spec, entry, segment).chunks(chunk, len(places))
-                    for place, data in zip(places, encoded, strict=True):
+                    shard = self._shard(state, spec, entry, segment)
+                    if len(places) == 1:  # the usual case of training: every microsecond here is held against decoding
+                        place = places[0]
+                        decode_chunk(spec, shard.chunk(chunk), out[place : place + 1])
+                        continue
+                    for place, data in zip(places, shard.chunks(chunk, len(places)), strict=True):
                         decode_chunk(spec, data, out[place : place + 1])
                         step += 1  # noqa: PLW2901 - for the error: the step that was reached
                 except CorruptDataError as error:
@@ -255,7 +259,11 @@ class Reader:
 
     def _shard(self, state: _State, spec: ArraySpec, entry: Entry, segment: int) -> ShardReader:
         key = (state.number, spec.name, entry.digest, segment)
-        return state.process.files.get(key, lambda: self._open(state, spec, entry, segment))
+        shard = state.process.files.find(key)
+        if shard is None:
+            shard = self._open(state, spec, entry, segment)
+            state.process.files.keep(key, shard)
+        return shard
 
     def _open(self, state: _State, spec: ArraySpec, entry: Entry, segment: int) -> ShardReader:
         key = spec.shard_key(entry.slot, segment)

@@ -148,12 +148,12 @@ class ShardIndex:
         Raises:
             CorruptDataError: It is not there, or lies outside the file.
         """
-        offset, size = _PLACE.unpack_from(self._tail, chunk * _PLACE.size)
-        if offset == size == MISSING:
-            raise CorruptDataError(f"the shard index lacks chunk {chunk}")
-        if size == 0 or offset + size > self._end:
+        offset, size = place = _PLACE.unpack_from(self._tail, chunk * 16)
+        if not 0 < size <= self._end - offset:
+            if offset == size == MISSING:
+                raise CorruptDataError(f"the shard index lacks chunk {chunk}")
             raise CorruptDataError(f"the shard index points outside its {self._end} bytes: chunk {chunk}")
-        return offset, size
+        return place
 
 
 class ShardReader:
@@ -188,8 +188,10 @@ class ShardReader:
 
     def chunk(self, number: int) -> bytes:
         """The encoded bytes of one inner chunk."""
+        if self._whole is None:
+            return self._file.read(*self.index.place(number))
         offset, size = self.index.place(number)
-        return self._file.read(offset, size) if self._whole is None else self._whole[offset : offset + size]
+        return self._whole[offset : offset + size]
 
     def chunks(self, first: int, count: int) -> list[bytes]:
         """The encoded bytes of consecutive inner chunks, in one read where they lie side by side."""

@@ -96,7 +96,7 @@ class Loader:
         weights: str | Sequence[float] | np.ndarray | None = None,
         num_samples: int | None = None,
         block_size: int | None = None,
-        mixed_blocks: int = 512,
+        mixed_blocks: int = 128,
         prefetch: int = 2,
         threads: int | None = None,
         rank: int | None = None,
