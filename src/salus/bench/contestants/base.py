@@ -27,7 +27,8 @@ class Contestant:
         source: What it stores; read from for lengths and names only.
         threads: Threads that it may use.
 
-    Subclasses write all episodes, and read what they wrote. Images come back as uint8 (…, H, W, C).
+    Subclasses write all episodes, and read what they wrote; one that is too slow for that says with `max_episodes` and
+    `max_steps` how much of them it takes. Images come back as uint8 (…, H, W, C).
     """
 
     name: ClassVar[str]
@@ -35,12 +36,13 @@ class Contestant:
     needs: tuple[str, ...] = ()
     lossless: ClassVar[bool] = True
     max_episodes: ClassVar[int | None] = None
+    max_steps: ClassVar[int | None] = None
     samples_at_once: ClassVar[int] = BATCH_SIZE
     reads_files_of: ClassVar[str | None] = None
 
     def __init__(self, folder: Path, source: Source, threads: int) -> None:
         self.folder = folder
-        self.source = source if self.max_episodes is None else source.first(self.max_episodes)
+        self.source = source if self.max_episodes is None else source.first(self.max_episodes, self.max_steps)
         self.threads = threads
 
     @classmethod
