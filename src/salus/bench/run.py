@@ -138,6 +138,9 @@ def run(
                     rate = _measured(work, contestant, random, budget_s, loaders)
                 except UnsupportedError as reason:
                     results.notes[work, contestant.name] = str(reason) or "–"
+                except Exception as error:  # noqa: BLE001 - `_failure` says which are raised again
+                    results.notes[work, contestant.name] = _failure(contestant, error)
+                    results.rates.pop((work, contestant.name), None)  # of earlier rounds
                 else:
                     results.rates.setdefault((work, contestant.name), []).append(rate)
     for contestant in there:
@@ -162,16 +165,43 @@ def _prepared(
             results.absent[kind.title] = reason
             continue
         there.append(kind(work_folder / (kind.reads_files_of or kind.name), source, threads))
-    for contestant in track(there, "writing", len(there)):
-        if contestant.reads_files_of is None:
-            shutil.rmtree(contestant.folder, ignore_errors=True)
-            contestant.folder.mkdir(parents=True)
-            contestant.write(contestant.folder, contestant.source)
-    for contestant in track(there, "checking", len(there)):  # all is written: some read the files of others
-        contestant.open()
-        check(contestant)
-        results.titles[contestant.name] = contestant.title
+    there = _those_who_can(there, _write, "writing", results, track)
+    there = _those_who_can(there, _open_and_check, "checking", results, track)  # some read the files of others
+    results.titles = {contestant.name: contestant.title for contestant in there}
     return there
+
+
+def _write(contestant: Contestant) -> None:
+    if contestant.reads_files_of is None:
+        shutil.rmtree(contestant.folder, ignore_errors=True)
+        contestant.folder.mkdir(parents=True)
+        contestant.write(contestant.folder, contestant.source)
+
+
+def _open_and_check(contestant: Contestant) -> None:
+    contestant.open()
+    check(contestant)
+
+
+def _those_who_can(
+    contestants: list[Contestant], work: Callable[[Contestant], None], title: str, results: Results, track: Track
+) -> list[Contestant]:
+    able = []
+    for contestant in track(contestants, title, len(contestants)):
+        try:
+            work(contestant)
+        except Exception as error:  # noqa: BLE001 - `_failure` says which are raised again
+            results.absent[contestant.title] = _failure(contestant, error)
+        else:
+            able.append(contestant)
+    return able
+
+
+def _failure(contestant: Contestant, error: Exception) -> str:
+    """What is said of an error in a peer's library, which must not end the run of the others; else it is raised."""
+    if isinstance(error, CorruptDataError) or contestant.name == "salus":
+        raise error
+    return f"failed: {type(error).__name__}: {error}"
 
 
 def check(contestant: Contestant) -> None:
@@ -263,7 +293,7 @@ def _measured(
 
         return _repeated(one, budget_s)
     if work in ("all", "all, cold"):
-        return float(mine.lengths.sum()) / contestant.time_all()
+        return float(mine.lengths[: contestant.num_scanned].sum()) / contestant.time_all()
     if work in ("frames", "frames, cold"):
         count = contestant.samples_at_once
         pairs = mine.random_pairs(count, random)
@@ -334,19 +364,19 @@ def evict(folder: Path) -> None:
 
 
 def _sizes(contestant: Contestant, threads: int) -> dict[str, float | None]:
-    if contestant.reads_files_of is not None:
-        stored, files = None, None
-    else:
-        found = [file.stat().st_size for file in contestant.folder.rglob("*") if file.is_file()]
-        stored, files = float(sum(found)), float(len(found))
-    share = contestant.source.raw_bytes
-    ratio = None if stored is None or not stored else share / stored
+    size, files = (None, None) if contestant.reads_files_of is not None else stored(contestant.folder)
     return {
-        "bytes": stored,
+        "bytes": size,
         "files": files,
-        "times_smaller": ratio,
+        "times_smaller": contestant.source.raw_bytes / size if size else None,
         "memory_bytes": _memory(contestant, threads),
     }
+
+
+def stored(folder: Path) -> tuple[int, int]:
+    """Bytes and number of all files below `folder`."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return sum(sizes), len(sizes)
 
 
 def _memory(contestant: Contestant, threads: int) -> float | None:

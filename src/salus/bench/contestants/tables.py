@@ -89,7 +89,9 @@ class Lance(Contestant):
         first = source.episodes[0]
         small = {name: int(np.prod(first[name].shape[1:])) for name in source.small}
         types = [(_plain(name), pa.large_binary()) for name in source.cameras]
-        types += [(_plain(name), pa.list_(pa.from_numpy_dtype(first[name].dtype), size)) for name, size in small.items()]
+        types += [
+            (_plain(name), pa.list_(pa.from_numpy_dtype(first[name].dtype), size)) for name, size in small.items()
+        ]
 
         def episodes() -> Iterator[Any]:
             for arrays in source.episodes:
