@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -344,7 +345,10 @@ def _through_loader(contestant: Contestant, budget_s: float, loaders: dict[str, 
     batches = iter(loaders[contestant.name])
     for _ in range(2 * LOADER_WORKERS + 1):  # the workers have started, and what they had ready is gone
         next(batches)
-    return _repeated(lambda: (_loader_batch(contestant), seconds(lambda: next(batches))), 2 * budget_s)
+    rate = _repeated(lambda: (_loader_batch(contestant), seconds(lambda: next(batches))), 2 * budget_s)
+    # The workers still read ahead, which must not fall into the time of the next contestant.
+    time.sleep(2 * LOADER_WORKERS * _loader_batch(contestant) / rate)
+    return rate
 
 
 def _loader_batch(contestant: Contestant) -> int:

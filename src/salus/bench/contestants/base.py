@@ -28,7 +28,8 @@ class Contestant:
         threads: Threads that it may use.
 
     Subclasses write all episodes, and read what they wrote; one that is too slow for that says with `max_episodes` and
-    `max_steps` how much of them it takes, or with `max_scanned` how many it reads where all are asked for. Images come back as uint8 (…, H, W, C).
+    `max_steps` how much of them it takes, or with `max_scanned` how many it reads where all are asked for. Images come
+    back as uint8 (…, H, W, C).
     """
 
     name: ClassVar[str]
