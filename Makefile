@@ -7,13 +7,26 @@ PYTHON_NEWEST ?= $(call first_that_runs,python3.13 $(wildcard $(HOME)/.pyenv/ver
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-newest check format lint types layers docs bench clean
+.PHONY: setup setup-lerobot demo test test-newest check format lint types layers docs bench clean
 
 setup: $(READY) $(ZARRITA)  ## create .venv with everything that development needs
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+LEROBOT := .venv-lerobot/bin/pip install --quiet --disable-pip-version-check
+
+setup-lerobot: .venv-lerobot/.ready  ## LeRobot in an environment of its own (1.9 GB), for `salus bench`
+
+# Without dependencies first: what it pins needs CUDA, and a robot's drivers. Its worker says what is left out.
+.venv-lerobot/.ready: constraints-lerobot.txt
+	$(PYTHON) -m venv .venv-lerobot
+	PIP_CONSTRAINT=constraints-lerobot.txt $(LEROBOT) torch
+	PIP_CONSTRAINT=constraints-lerobot.txt $(LEROBOT) --no-deps lerobot torchvision torchcodec
+	PIP_CONSTRAINT=constraints-lerobot.txt $(LEROBOT) datasets diffusers 'huggingface-hub[cli,hf-transfer]' accelerate av \
+	  jsonlines packaging draccus gymnasium deepdiff 'imageio[ffmpeg]' einops termcolor opencv-python-headless pandas
 	touch $@
 
 ZARRITA := tests/interop/zarrita/node_modules/.package-lock.json
@@ -56,7 +69,8 @@ layers: $(READY)
 docs: $(READY)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(READY)  ## the measurements that README and docs quote
+bench: $(READY)  ## the measurements that README and docs quote; `make setup-lerobot` before brings LeRobot in
+	$(BIN)/salus bench --many 500 --chart docs/images/performance.svg --page docs/performance.md
 	$(BIN)/python benchmarks/storage_size.py
 	$(BIN)/python benchmarks/small_features.py
 	$(BIN)/python benchmarks/image_codecs.py

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -125,7 +126,7 @@ def run(
 
     torch.set_num_threads(threads)
     results = Results(_about(source, rounds, threads, budget_s))
-    there, folders = _prepared(kinds, source, work_folder, threads, results, track)
+    there = _prepared(kinds, source, work_folder, threads, results, track)
     random = np.random.default_rng(0)
     loaders: dict[str, Any] = {}
     for number in track(range(rounds), "rounds", rounds):
@@ -135,14 +136,17 @@ def run(
                 if (work, contestant.name) in results.notes:
                     continue
                 try:
-                    rate = _measured(work, contestant, folders[contestant.name], source, random, budget_s, loaders)
+                    rate = _measured(work, contestant, random, budget_s, loaders)
                 except UnsupportedError as reason:
                     results.notes[work, contestant.name] = str(reason) or "–"
+                except Exception as error:  # noqa: BLE001 - `_failure` says which are raised again
+                    results.notes[work, contestant.name] = _failure(contestant, error)
+                    results.rates.pop((work, contestant.name), None)  # of earlier rounds
                 else:
                     results.rates.setdefault((work, contestant.name), []).append(rate)
     for contestant in there:
         contestant.close()
-        results.sizes[contestant.name] = _sizes(contestant, folders[contestant.name], threads)
+        results.sizes[contestant.name] = _sizes(contestant, threads)
     return results
 
 
@@ -153,39 +157,67 @@ def _prepared(
     threads: int,
     results: Results,
     track: Track,
-) -> tuple[list[Contestant], dict[str, Path]]:
+) -> list[Contestant]:
     """Those who are there, with all written, open and checked."""
-    there, folders = [], {}
-    for kind in track(kinds, "writing", len(kinds)):
+    there: list[Contestant] = []
+    for kind in kinds:
         reason = kind.missing()
         if reason is not None:
             results.absent[kind.title] = reason
             continue
-        folders[kind.name] = folder = work_folder / (kind.reads_files_of or kind.name)
-        contestant = kind(folder, source, threads)
-        if kind.reads_files_of is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            contestant.write(folder, contestant.source)
-        contestant.open()
-        check(contestant, source)
-        results.titles[kind.name] = kind.title
-        there.append(contestant)
-    return there, folders
+        there.append(kind(work_folder / (kind.reads_files_of or kind.name), source, threads))
+    there = _those_who_can(there, _write, "writing", results, track)
+    there = _those_who_can(there, _open_and_check, "checking", results, track)  # some read the files of others
+    results.titles = {contestant.name: contestant.title for contestant in there}
+    return there
 
 
-def check(contestant: Contestant, source: Source) -> None:
+def _write(contestant: Contestant) -> None:
+    if contestant.reads_files_of is None:
+        shutil.rmtree(contestant.folder, ignore_errors=True)
+        contestant.folder.mkdir(parents=True)
+        contestant.write(contestant.folder, contestant.source)
+
+
+def _open_and_check(contestant: Contestant) -> None:
+    contestant.open()
+    check(contestant)
+
+
+def _those_who_can(
+    contestants: list[Contestant], work: Callable[[Contestant], None], title: str, results: Results, track: Track
+) -> list[Contestant]:
+    able = []
+    for contestant in track(contestants, title, len(contestants)):
+        try:
+            work(contestant)
+        except Exception as error:  # noqa: BLE001 - `_failure` says which are raised again
+            results.absent[contestant.title] = _failure(contestant, error)
+        else:
+            able.append(contestant)
+    return able
+
+
+def _failure(contestant: Contestant, error: Exception) -> str:
+    """What is said of an error in a peer's library, which must not end the run of the others; else it is raised."""
+    if isinstance(error, CorruptDataError) or contestant.name == "salus":
+        raise error
+    return f"failed: {type(error).__name__}: {error}"
+
+
+def check(contestant: Contestant) -> None:
     """Compare what a contestant reads with what it was given.
 
     Raises:
         CorruptDataError: It differs; in lossy ones, by more than 25 dB.
     """
-    pairs = contestant.source.random_pairs(8, np.random.default_rng(1))
+    source = contestant.source
+    pairs = source.random_pairs(8, np.random.default_rng(1))
     readings: list[Callable[[], dict[str, np.ndarray]]] = [
         lambda: {source.cameras[0]: contestant.frames(pairs)},
         lambda: contestant.samples(pairs),
     ]
-    windows = contestant.source.window(pairs)
+    windows = source.window(pairs)
     for read in readings:
         try:
             values = read()
@@ -205,7 +237,7 @@ def check(contestant: Contestant, source: Source) -> None:
     try:
         episode = contestant.episode(0)
     except UnsupportedError:
-        _check_stream(contestant, source)
+        _check_stream(contestant)
         return
     for name, got in episode.items():
         _compare(contestant, name, got, source.episodes[0][name])
@@ -224,7 +256,7 @@ def _compare(contestant: Contestant, name: str, got: np.ndarray, wanted: np.ndar
         raise CorruptDataError(f"bench: {contestant.title} gives {name!r} at {decibels:.1f} dB, not the same images")
 
 
-def _check_stream(contestant: Contestant, source: Source) -> None:
+def _check_stream(contestant: Contestant) -> None:
     """Of a stream, that its images are ones that it was given."""
     try:
         batch = next(iter(contestant.batches(1, np.random.default_rng(0))))
@@ -232,6 +264,7 @@ def _check_stream(contestant: Contestant, source: Source) -> None:
         return
     if not isinstance(batch, dict) or not contestant.lossless:
         return
+    source = contestant.source
     camera = source.cameras[0]
     known = {hashlib.sha256(image.tobytes()).digest() for episode in source.episodes for image in episode[camera]}
     if not all(hashlib.sha256(image.tobytes()).digest() in known for image in batch[camera]):
@@ -241,8 +274,6 @@ def _check_stream(contestant: Contestant, source: Source) -> None:
 def _measured(
     work: str,
     contestant: Contestant,
-    folder: Path,
-    source: Source,
     random: np.random.Generator,
     budget_s: float,
     loaders: dict[str, Any],
@@ -252,9 +283,9 @@ def _measured(
     if work == "record":
         if contestant.reads_files_of is not None:
             raise UnsupportedError
-        return _record(contestant, folder, source)
+        return _record(contestant)
     if work.endswith(", cold"):
-        evict(folder)
+        evict(contestant.folder)
     if work == "one episode":
 
         def one() -> tuple[float, float]:
@@ -263,7 +294,7 @@ def _measured(
 
         return _repeated(one, budget_s)
     if work in ("all", "all, cold"):
-        return float(mine.lengths.sum()) / contestant.time_all()
+        return float(mine.lengths[: contestant.num_scanned].sum()) / contestant.time_all()
     if work in ("frames", "frames, cold"):
         count = contestant.samples_at_once
         pairs = mine.random_pairs(count, random)
@@ -286,9 +317,9 @@ def _repeated(once: Callable[[], tuple[float, float]], budget_s: float) -> float
     return items / spent
 
 
-def _record(contestant: Contestant, folder: Path, source: Source) -> float:
-    some = source.first(RECORDED_EPISODES)
-    scratch = folder.with_name(f"{folder.name}-recording")
+def _record(contestant: Contestant) -> float:
+    some = contestant.source.first(RECORDED_EPISODES)
+    scratch = contestant.folder.with_name(f"{contestant.name}-recording")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
@@ -305,7 +336,7 @@ def _through_loader(contestant: Contestant, budget_s: float, loaders: dict[str, 
         sampler = RandomSampler(dataset, replacement=True, num_samples=10**7)
         loaders[contestant.name] = DataLoader(
             dataset,
-            batch_size=BATCH_SIZE,
+            batch_size=_loader_batch(contestant),
             sampler=sampler,
             num_workers=LOADER_WORKERS,
             persistent_workers=True,
@@ -314,7 +345,14 @@ def _through_loader(contestant: Contestant, budget_s: float, loaders: dict[str, 
     batches = iter(loaders[contestant.name])
     for _ in range(2 * LOADER_WORKERS + 1):  # the workers have started, and what they had ready is gone
         next(batches)
-    return _repeated(lambda: (BATCH_SIZE, seconds(lambda: next(batches))), 2 * budget_s)
+    rate = _repeated(lambda: (_loader_batch(contestant), seconds(lambda: next(batches))), 2 * budget_s)
+    # The workers still read ahead, which must not fall into the time of the next contestant.
+    time.sleep(2 * LOADER_WORKERS * _loader_batch(contestant) / rate)
+    return rate
+
+
+def _loader_batch(contestant: Contestant) -> int:
+    return min(BATCH_SIZE, 4 * contestant.samples_at_once)
 
 
 def evict(folder: Path) -> None:
@@ -329,27 +367,27 @@ def evict(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def _sizes(contestant: Contestant, folder: Path, threads: int) -> dict[str, float | None]:
-    if contestant.reads_files_of is not None:
-        stored, files = None, None
-    else:
-        found = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
-        stored, files = float(sum(found)), float(len(found))
-    share = contestant.source.raw_bytes
-    ratio = None if stored is None or not stored else share / stored
+def _sizes(contestant: Contestant, threads: int) -> dict[str, float | None]:
+    size, files = (None, None) if contestant.reads_files_of is not None else stored(contestant.folder)
     return {
-        "bytes": stored,
+        "bytes": size,
         "files": files,
-        "times_smaller": ratio,
-        "memory_bytes": _memory(contestant, folder, threads),
+        "times_smaller": contestant.source.raw_bytes / size if size else None,
+        "memory_bytes": _memory(contestant, threads),
     }
 
 
-def _memory(contestant: Contestant, folder: Path, threads: int) -> float | None:
+def stored(folder: Path) -> tuple[int, int]:
+    """Bytes and number of all files below `folder`."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return sum(sizes), len(sizes)
+
+
+def _memory(contestant: Contestant, threads: int) -> float | None:
     """Bytes that reading training samples takes at most, in a process of its own, beyond what it takes once open."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    arguments = (theirs, type(contestant), folder, contestant.source.without_values(), threads)
+    arguments = (theirs, type(contestant), contestant.folder, contestant.source.without_values(), threads)
     process = context.Process(target=_read_and_tell, args=arguments)
     process.start()
     theirs.close()

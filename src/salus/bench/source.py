@@ -72,9 +72,15 @@ class Source:
             features[name] = Feature(first[name].shape[1:], first[name].dtype.name, allow_nan=True)
         return Schema(features, rate_hz=self.rate_hz)
 
-    def first(self, num_episodes: int) -> Source:
-        """The same with the first episodes only."""
-        return replace(self, lengths=self.lengths[:num_episodes], episodes=self.episodes[:num_episodes])
+    def first(self, num_episodes: int, max_steps: int | None = None) -> Source:
+        """The same with the first episodes only, and of these the first steps."""
+        episodes = [
+            {name: values[:max_steps] for name, values in arrays.items()} for arrays in self.episodes[:num_episodes]
+        ]
+        lengths = self.lengths[:num_episodes]
+        return replace(
+            self, lengths=lengths if max_steps is None else np.minimum(lengths, max_steps), episodes=episodes
+        )
 
     def without_values(self) -> Source:
         """The same without arrays, to send to another process."""
@@ -101,24 +107,26 @@ def rendered(num_episodes: int, cache: Path, track: Track) -> Source:
         MissingExtraError: The simulator is not installed.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    missing = [seed for seed in range(num_episodes) if not (cache / f"{seed}.npz").exists()]
+    files = [cache / f"front-hand-{seed}.npz" for seed in range(num_episodes)]
+    missing = [seed for seed, file in enumerate(files) if not file.exists()]
     if missing:
         with PickAndPlace(image_size=IMAGE_SIZE) as robot:
             for seed in track(missing, "rendering", len(missing)):
-                np.savez(cache / f"{seed}.npz.tmp.npz", **_render(robot, seed))  # type: ignore[arg-type]  # the names are ours
-                (cache / f"{seed}.npz.tmp.npz").rename(cache / f"{seed}.npz")
-    episodes = [dict(np.load(cache / f"{seed}.npz")) for seed in range(num_episodes)]
+                unfinished = cache / "unfinished.npz"
+                np.savez(unfinished, **_render(robot, seed))  # type: ignore[arg-type]  # the names are ours
+                unfinished.rename(files[seed])
+    episodes = [dict(np.load(file)) for file in files]
     return Source.of(
         episodes,
         description=f"{num_episodes} rendered pick-and-place episodes, two {IMAGE_SIZE} × {IMAGE_SIZE} cameras",
-        cameras=("images.front", "images.wrist"),
+        cameras=("images.front", "images.hand"),
         actions="actions",
         rate_hz=RATE_HZ,
     )
 
 
 def _render(robot: PickAndPlace, seed: int) -> Arrays:
-    steps = [{**step, "images.wrist": robot.wrist_image()} for step in robot.rollout(seed)]
+    steps = [{**step, "images.hand": robot.hand_image()} for step in robot.rollout(seed)]
     episode = {name: np.stack([step[name] for step in steps]) for name in steps[0]}
     episode["images.front"] = np.ascontiguousarray(episode.pop("images").transpose(0, 2, 3, 1))
     return episode

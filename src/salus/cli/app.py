@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,31 +145,33 @@ def bench(
     seconds: Annotated[float, typer.Option(help="What a measurement lasts at least.", min=0.01)] = 0.5,
     work: Annotated[Path, typer.Option(help="Folder for files; rendered episodes stay there.")] = Path("bench.tmp"),
     chart: Annotated[list[Path] | None, typer.Option(help="Also save a chart: .svg, .png or .pdf.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown.")] = None,
+    many: Annotated[
+        int, typer.Option(help="Also write so many short episodes, with HDF5 beside; 500 take minutes.", min=0)
+    ] = 0,
+    page: Annotated[Path | None, typer.Option(help="Also write all of it as a Markdown page.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write and read the same episodes through SALUS and all other formats that are installed, and compare."""
+    from ..bench.many import measure_many
+    from ..bench.page import page as write_page
+    from ..bench.report import chart as draw
     from ..bench.run import chosen, run
     from ..bench.source import of_dataset, rendered
+    from .bench import print_results
 
     kinds = chosen(only or [])
     source = of_dataset(open(path), episodes) if path is not None else rendered(episodes, work / "rendered", track)
     results = run(source, kinds, work, rounds=rounds, threads=threads, budget_s=seconds, track=track)
+    rows = measure_many(source, work, num_episodes=many, threads=threads, track=track) if many else []
     if as_json:
-        print_json(results.to_json())
+        print_json({**results.to_json(), "many": [asdict(row) for row in rows]})
     else:
-        from .bench import print_results
-
-        print_results(results)
-    if chart:
-        from ..bench.report import chart as draw
-
-        for target in chart:
-            draw(results, target)
+        print_results(results, rows)
+    for target in chart or ():
+        draw(results, target)
     if page is not None:
-        from ..bench.report import markdown, method
-
-        page.write_text(f"{method(results)}\n\n{markdown(results)}\n", encoding="utf-8")
+        picture = os.path.relpath(chart[0], page.parent) if chart else None
+        page.write_text(write_page(results, rows, chart=picture), encoding="utf-8")
 
 
 @app.callback(invoke_without_command=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.text import Text
 
+from ..bench.many import Many
 from ..bench.report import demands, number, rows
 from ..bench.run import Results
 from .terminal import console, plain, size, table
 
 
-def print_results(results: Results) -> None:
+def print_results(results: Results, many: Sequence[Many]) -> None:
     """One table per work, then sizes, then the ratios that are promised."""
     about = results.about
     console.print(
@@ -48,5 +51,14 @@ def print_results(results: Results) -> None:
             promised.add_row(demand.words, f"{demand.at_least:g} ×", Text(f"{number(ratio)} ×", style=style))
         console.print()
         console.print(promised)
+    if many:
+        shown = table(
+            f"{many[0].num_episodes} short episodes", ">write", ">load one", ">load all", ">size", ">images/s"
+        )
+        for row in many:
+            seconds = f"{row.write_s:.1f} s", f"{row.one_s * 1e3:.1f} ms", f"{row.all_s:.1f} s"
+            shown.add_row(row.title, *seconds, size(row.stored_bytes), number(row.images_per_s))
+        console.print()
+        console.print(shown)
     for title, reason in results.absent.items():
         console.print(f"{title} took no part: {reason}", style="dim", highlight=False)

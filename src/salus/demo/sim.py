@@ -72,6 +72,7 @@ _TAIL_STEPS = 9  # recorded after a failure, so that it lies inside the episode
 _GRIP_STIFFNESS = 2000.0  # N/m; holds the block with 50 N where the Fetch model uses 700 N
 # The whole table top, the hand at every height it works at, block and target are in sight.
 _CAMERA = {"lookat": np.array([1.28, 0.75, 0.52]), "distance": 1.1, "azimuth": 150.0, "elevation": -30.0}
+_HAND_CAMERA = (0.55, 200.0, -25.0)  # m, degrees, degrees
 _ARM = ("shoulder_pan", "shoulder_lift", "upperarm_roll", "elbow_flex", "forearm_roll", "wrist_flex", "wrist_roll")
 _FINGERS = ("robot0:l_gripper_finger_link", "robot0:r_gripper_finger_link")
 _LOWER_ARM = (*(f"robot0:{name}_link" for name in ("gripper", *_ARM[4:])), *_FINGERS)
@@ -201,7 +202,7 @@ class PickAndPlace:
         gymnasium.register_envs(gymnasium_robotics)
         self._mujoco = mujoco
         self._render = render
-        self._wrist: Any = None
+        self._hand_view: Any = None
         self._black = np.zeros((3, image_size, image_size), dtype=np.uint8)
         self._env: Any = gymnasium.make(
             "FetchPickAndPlace-v4",
@@ -226,8 +227,8 @@ class PickAndPlace:
 
     def close(self) -> None:
         """Frees the renderers."""
-        if self._wrist is not None:
-            self._wrist.close()
+        if self._hand_view is not None:
+            self._hand_view.close()
         self._env.close()
 
     @property
@@ -282,12 +283,18 @@ class PickAndPlace:
             step += 1
         return outcome
 
-    def wrist_image(self) -> NDArray[np.uint8]:
-        """What a second camera, in the gripper, sees at the step yielded last: uint8 (H, W, 3) RGB."""
-        if self._wrist is None:
-            self._wrist = self._mujoco.Renderer(self._model, *self._black.shape[1:])
-        self._wrist.update_scene(self._data, camera="gripper_camera_rgb")
-        image: NDArray[np.uint8] = self._wrist.render()
+    def hand_image(self) -> NDArray[np.uint8]:
+        """What a second camera, which follows the hand, sees at the step yielded last: uint8 (H, W, 3) RGB.
+
+        (The camera in Fetch's own gripper looks at one plain surface in most steps: no image to measure anything with.)
+        """
+        if self._hand_view is None:
+            self._hand_view = self._mujoco.Renderer(self._model, *self._black.shape[1:])
+        camera = self._mujoco.MjvCamera()
+        camera.lookat[:] = self._data.site("robot0:grip").xpos
+        camera.distance, camera.azimuth, camera.elevation = _HAND_CAMERA
+        self._hand_view.update_scene(self._data, camera=camera)
+        image: NDArray[np.uint8] = self._hand_view.render()
         return image.copy()
 
     def _reset(self, seed: int, random: np.random.Generator) -> Vector:

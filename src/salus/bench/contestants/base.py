@@ -27,7 +27,9 @@ class Contestant:
         source: What it stores; read from for lengths and names only.
         threads: Threads that it may use.
 
-    Subclasses write all episodes, and read what they wrote. Images come back as uint8 (…, H, W, C).
+    Subclasses write all episodes, and read what they wrote; one that is too slow for that says with `max_episodes` and
+    `max_steps` how much of them it takes, or with `max_scanned` how many it reads where all are asked for. Images come
+    back as uint8 (…, H, W, C).
     """
 
     name: ClassVar[str]
@@ -35,12 +37,14 @@ class Contestant:
     needs: tuple[str, ...] = ()
     lossless: ClassVar[bool] = True
     max_episodes: ClassVar[int | None] = None
+    max_steps: ClassVar[int | None] = None
+    max_scanned: ClassVar[int | None] = None
     samples_at_once: ClassVar[int] = BATCH_SIZE
     reads_files_of: ClassVar[str | None] = None
 
     def __init__(self, folder: Path, source: Source, threads: int) -> None:
         self.folder = folder
-        self.source = source if self.max_episodes is None else source.first(self.max_episodes)
+        self.source = source if self.max_episodes is None else source.first(self.max_episodes, self.max_steps)
         self.threads = threads
 
     @classmethod
@@ -92,9 +96,14 @@ class Contestant:
         """Seconds of `episode`."""
         return seconds(lambda: self.episode(number))
 
+    @property
+    def num_scanned(self) -> int:
+        """How many episodes `time_all` reads: all, or the first few of one that takes long."""
+        return len(self.source.lengths[: self.max_scanned])
+
     def time_all(self) -> float:
-        """Seconds of reading every episode once, one after the other."""
-        return seconds(lambda: self._drain(map(self.episode, range(len(self.source.lengths)))))
+        """Seconds of reading each of `num_scanned` episodes once, one after the other."""
+        return seconds(lambda: self._drain(map(self.episode, range(self.num_scanned))))
 
     def time_frames(self, pairs: np.ndarray) -> float:
         """Seconds of `frames`."""

@@ -18,6 +18,10 @@ class Hdf5Plain(Contestant):
     title = "HDF5 per episode, uncompressed"
     needs = ("h5py",)
 
+    def __init__(self, folder: Path, source: Source, threads: int) -> None:
+        super().__init__(folder, source, threads)
+        self._files: list[Any] = []
+
     def write(self, folder: Path, source: Source) -> None:
         import h5py
 

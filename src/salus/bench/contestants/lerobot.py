@@ -25,6 +25,7 @@ class LeRobotVideo(Contestant):
     title = "LeRobot, video (lossy)"
     lossless = False
     samples_at_once = 8
+    max_scanned = 2
     video: ClassVar[bool] = True
 
     @classmethod
@@ -68,7 +69,7 @@ class LeRobotVideo(Contestant):
         return self._ask({"do": "episode", "episode": number})
 
     def time_all(self) -> float:
-        return sum(self.time_episode(number) for number in range(len(self.source.lengths)))
+        return sum(self.time_episode(number) for number in range(self.num_scanned))
 
     def time_frames(self, pairs: np.ndarray) -> float:
         return self._ask({"do": "frames", "pairs": pairs.tolist()})

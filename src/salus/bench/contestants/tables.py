@@ -88,8 +88,10 @@ class Lance(Contestant):
 
         first = source.episodes[0]
         small = {name: int(np.prod(first[name].shape[1:])) for name in source.small}
-        types = [(name, pa.large_binary()) for name in source.cameras]
-        types += [(name, pa.list_(pa.from_numpy_dtype(first[name].dtype), size)) for name, size in small.items()]
+        types = [(_plain(name), pa.large_binary()) for name in source.cameras]
+        types += [
+            (_plain(name), pa.list_(pa.from_numpy_dtype(first[name].dtype), size)) for name, size in small.items()
+        ]
 
         def episodes() -> Iterator[Any]:
             for arrays in source.episodes:
@@ -114,25 +116,26 @@ class Lance(Contestant):
     def episode(self, number: int) -> Arrays:
         rows = list(range(self._starts[number], self._starts[number] + self.source.lengths[number]))
         names = [*self.source.cameras, *self.source.small]
-        return self._decoded(self._table.take(rows, columns=names), names)
+        return self._take(rows, names)
 
     def frames(self, pairs: np.ndarray) -> np.ndarray:
         camera = self.source.cameras[0]
         rows = self._starts[pairs[:, 0]] + pairs[:, 1]
-        return self._decoded(self._table.take(rows.tolist(), columns=[camera]), [camera])[camera]
+        return self._take(rows.tolist(), [camera])[camera]
 
     def samples(self, pairs: np.ndarray) -> Arrays:
         starts = self._starts[pairs[:, 0]]
         cameras, actions = list(self.source.cameras), self.source.actions
-        batch = self._decoded(self._table.take((starts + pairs[:, 1]).tolist(), columns=cameras), cameras)
+        batch = self._take((starts + pairs[:, 1]).tolist(), cameras)
         window = (starts[:, None] + self.source.window(pairs)).ravel()
-        values = self._decoded(self._table.take(window.tolist(), columns=[actions]), [actions])[actions]
+        values = self._take(window.tolist(), [actions])[actions]
         return {**batch, actions: values.reshape(len(pairs), -1, *values.shape[1:])}
 
-    def _decoded(self, table: Any, names: list[str]) -> Arrays:
+    def _take(self, rows: list[int], names: list[str]) -> Arrays:
+        table = self._table.take(rows, columns=[_plain(name) for name in names])
         decoded: Arrays = {}
         for name in names:
-            column = table[name].combine_chunks()
+            column = table[_plain(name)].combine_chunks()
             if name in self.source.cameras:
                 packed = [value.as_buffer() for value in column]
                 decoded[name] = np.stack(list(self._pool.map(_image, packed)))
@@ -153,5 +156,5 @@ def _image(packed: Any) -> np.ndarray:
 
 
 def _plain(name: str) -> str:
-    """A name without dots, which WebDataset takes for extensions."""
+    """A name without dots: WebDataset takes them for extensions, and Lance refuses them."""
     return name.replace(".", "_")
