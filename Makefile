@@ -75,6 +75,8 @@ bench: $(READY)  ## the measurements that README and docs quote; `make setup-ler
 	$(BIN)/python benchmarks/small_features.py
 	$(BIN)/python benchmarks/image_codecs.py
 	$(BIN)/python benchmarks/decode_overhead.py
+	$(BIN)/python benchmarks/read_overhead.py
+	$(BIN)/python benchmarks/loader_memory.py
 	$(BIN)/python benchmarks/note_chunk_plan.py
 	$(BIN)/python benchmarks/windows.py
 	$(BIN)/python benchmarks/import_time.py

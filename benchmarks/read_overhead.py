@@ -1,0 +1,121 @@
+"""What keeps the read engine from the speed of decoding alone: the cost of each step of an image, on one thread.
+
+    python benchmarks/read_overhead.py
+
+CPU time of one thread, so that other programs matter less; minimum and median of many rounds, the contestants taking
+turns. Rendered frames of two 224 × 224 cameras, and the same with sensor noise, which take longer to decode.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numcodecs import zstd
+
+from salus.bench.source import Source, rendered
+from salus.codecs import decode_chunk
+from salus.layout import array_specs
+from salus.shards import ShardReader
+
+EPISODES, BATCHES, BATCH_SIZE, ROUNDS = 4, 8, 64, 15
+
+
+def noisy(source: Source, grey_levels: float) -> Source:
+    random = np.random.default_rng(0)
+    episodes = []
+    for arrays in source.episodes:
+        changed = dict(arrays)
+        for camera in source.cameras:
+            noise = random.normal(scale=grey_levels, size=arrays[camera].shape)
+            changed[camera] = (arrays[camera] + noise).round().clip(0, 255).astype(np.uint8)
+        episodes.append(changed)
+    return Source.of(
+        episodes, description="noisy", cameras=source.cameras, actions=source.actions, rate_hz=source.rate_hz
+    )
+
+
+def measure(source: Source, folder: Path) -> None:
+    import salus.torch
+
+    with salus.Recorder(salus.create(folder, source.schema)) as recorder:
+        for arrays in source.episodes:
+            recorder.record_episode(arrays)
+    dataset = salus.open(folder)
+    windows: dict[str, Any] = {**dict.fromkeys(source.cameras, 0), source.actions: range(16)}
+    samples = salus.torch.WindowDataset(dataset, windows)
+    random = np.random.default_rng(0)
+    batches = [random.integers(0, len(samples), BATCH_SIZE) for _ in range(BATCHES)]
+
+    specs, shards, places = array_specs(dataset.schema), {}, []
+    for batch in batches:
+        found = samples.batch(batch)
+        for camera in source.cameras:
+            spec = specs[camera]
+            for episode, step in zip(found["episode"].tolist(), found["step"].tolist(), strict=True):
+                segment, chunk = divmod(step, spec.segment_steps)
+                if (camera, episode, segment) not in shards:
+                    file = dataset.storage.open_shard(spec.shard_key(dataset[episode].slot, segment))
+                    assert file is not None
+                    path = Path(dataset.url) / spec.shard_key(dataset[episode].slot, segment)
+                    shards[camera, episode, segment] = ShardReader(file, spec), os.open(path, os.O_RDONLY)
+                shard, descriptor = shards[camera, episode, segment]
+                places.append((spec, descriptor, *shard.index.place(chunk)))
+    encoded = [os.pread(descriptor, size, offset) for _, descriptor, offset, size in places]
+    out = np.empty((BATCH_SIZE * len(source.cameras), *specs[source.cameras[0]].stored_step_shape), np.uint8)
+    slices = [out[number : number + 1] for number in range(len(out))]
+    count = len(places)
+
+    def alone() -> None:
+        for number, packed in enumerate(memories):
+            zstd.decompress(packed, slices[number % len(slices)])
+
+    def checked() -> None:
+        for number, data in enumerate(encoded):
+            decode_chunk(places[number][0], data, slices[number % len(slices)])
+
+    def bare() -> None:
+        for number, (spec, descriptor, offset, size) in enumerate(places):
+            decode_chunk(spec, os.pread(descriptor, size, offset), slices[number % len(slices)])
+
+    def engine() -> None:
+        for batch in batches:
+            samples.batch(batch, parallel=False)
+
+    memories = [memoryview(data)[:-4] for data in encoded]
+    steps: dict[str, Callable[[], None]] = {
+        "zstd alone (the bound)": alone,
+        "and its checksum": checked,
+        "and reading it, planned beforehand": bare,
+        "a batch of the read engine, actions included": engine,
+    }
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(ROUNDS):
+        for name, step in steps.items():
+            began = time.thread_time()
+            step()
+            spent[name].append((time.thread_time() - began) / count * 1e6)
+    print(f"\n{np.mean([len(data) for data in encoded]):.0f} bytes an image\n")
+    print("| | µs an image, least | median | share of it that zstd is |\n|---|---:|---:|---:|")
+    for name, times in spent.items():
+        share = median(a / b for a, b in zip(spent["zstd alone (the bound)"], times, strict=True))
+        print(f"| {name} | {min(times):.1f} | {median(times):.1f} | {share:.2f} |")
+    for _, descriptor in shards.values():
+        os.close(descriptor)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = rendered(EPISODES, Path(folder) / "rendered", lambda items, _title, _total: items)
+        measure(source, Path(folder) / "rendered.zarr")
+        measure(noisy(source, 1.0), Path(folder) / "noisy.zarr")
+
+
+if __name__ == "__main__":
+    main()
