@@ -68,7 +68,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """A figure to three digits, with thousands apart."""
     if value is None:
         return "–"
-    if value >= 100:
+    if value >= 99.5:
         return f"{float(f'{value:.{digits}g}'):,.0f}"
     return f"{value:.{digits - 1}g}"
 
