@@ -73,8 +73,8 @@ class Reader:
     def __init__(self, command: dict) -> None:
         fps, root = int(command["rate_hz"]), command["folder"]
         window = {"action": [step / fps for step in range(16)]}
-        self.samples = LeRobotDataset(REPO, root=root, delta_timestamps=window)
-        self.plain = LeRobotDataset(REPO, root=root)
+        self.samples = LeRobotDataset(REPO, root=root, delta_timestamps=window, video_backend="pyav")
+        self.plain = LeRobotDataset(REPO, root=root, video_backend="pyav")
         lengths = np.array(command["lengths"])
         self.starts, self.lengths = np.cumsum(lengths) - lengths, lengths
         self.camera = f"observation.images.{command['cameras'][0]}"

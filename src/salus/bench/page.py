@@ -37,7 +37,8 @@ def _promised(results: Results) -> str:
     lines = [
         "## What must hold, and what was measured",
         "",
-        "Ratios of SALUS to the other, in the same run.",
+        "Ratios of SALUS to the other, in the same run. TensorStore is also measured through a view with the channels",
+        "last, which is faster and which its users have to know: see the tables.",
         "",
         "| | at least | measured | |",
         "|---|---:|---:|---|",

@@ -116,7 +116,7 @@ def method(results: Results) -> str:
             f"within a round. Each contestant has {about['threads']} threads. Before anything is timed, what each",
             "reads is compared with what it was given. A training sample is each camera at one step and 16 actions;",
             "batches are of 64, fewer where a contestant is slow. LeRobot reads two episodes where others read",
-            "all, and the note's plan holds two episodes of 20 steps; rates are per step, so they compare.",
+            "all, and decodes video with PyAV; the note's plan holds two episodes of 20 steps. Rates are per step.",
             f"Recording writes {RECORDED_EPISODES} episodes; SALUS commits each durably,",
             "the others do not ask the disk. Warm means that the files are in the page cache; cold, that",
             "the operating system was told to forget them (`posix_fadvise`), the disk's own cache not. Memory is the",

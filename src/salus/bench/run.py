@@ -202,7 +202,8 @@ def _failure(contestant: Contestant, error: Exception) -> str:
     """What is said of an error in a peer's library, which must not end the run of the others; else it is raised."""
     if isinstance(error, CorruptDataError) or contestant.name == "salus":
         raise error
-    return f"failed: {type(error).__name__}: {error}"
+    first_line = str(error).partition("\n")[0]  # some libraries print pages
+    return f"failed: {type(error).__name__}: {first_line[:200]}"
 
 
 def check(contestant: Contestant) -> None:

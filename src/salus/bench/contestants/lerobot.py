@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +78,9 @@ class LeRobotVideo(Contestant):
     def time_samples(self, num_batches: int, random: np.random.Generator) -> float:
         batches = [self.source.random_pairs(self.samples_at_once, random).tolist() for _ in range(num_batches)]
         return sum(self._ask({"do": "samples", "pairs": pairs}) for pairs in batches)
+
+    def batches(self, num_batches: int, random: np.random.Generator) -> Iterator[Any]:
+        raise UnsupportedError("in another environment")  # whose memory is not this process's
 
     def torch_dataset(self) -> Any:
         raise UnsupportedError("in another environment")
