@@ -72,6 +72,19 @@ def test_other_dtypes_and_small_arrays() -> None:
     assert pool.empty((2**21,), np.dtype(object)).base is None
 
 
+def test_a_somewhat_larger_buffer_serves_as_well() -> None:
+    pool = BufferPool()
+    array = pool.empty((3, 2**20), BYTE)
+    place = address(array)
+    del array
+    smaller = pool.empty((2, 2**20), BYTE)
+    assert address(smaller) == place
+    assert smaller.shape == (2, 2**20)
+    del smaller
+    assert address(pool.empty((1, 2**20), BYTE)) != place  # three times what is wanted
+    assert address(pool.empty((3, 2**20), BYTE)) == place
+
+
 def test_unused_memory_is_bounded() -> None:
     made: list[int] = []
 

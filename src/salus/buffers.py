@@ -43,19 +43,21 @@ class BufferPool:
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < SMALLEST_BYTES or dtype.hasobject:
             return np.empty(shape, dtype)
-        lease = _Lease(self._take(nbytes), self)
-        return np.asarray(lease).view(dtype).reshape(shape)
+        buffer = self._unused_one(nbytes)
+        lease = _Lease(self._memory(nbytes) if buffer is None else buffer, self)
+        return np.asarray(lease)[:nbytes].view(dtype).reshape(shape)
 
-    def _take(self, nbytes: int) -> np.ndarray:
+    def _unused_one(self, nbytes: int) -> np.ndarray | None:
+        """An unused buffer that is large enough, and at most twice as large, as episodes differ in length."""
         for _ in range(len(self._unused)):
             try:
                 buffer = self._unused.pop()  # the last one used: it is in the processor's caches
             except IndexError:  # another thread was faster
-                break
-            if buffer.nbytes == nbytes:
+                return None
+            if nbytes <= buffer.nbytes <= 2 * nbytes:
                 return buffer
             self._unused.appendleft(buffer)
-        return self._memory(nbytes)
+        return None
 
     def give_back(self, buffer: np.ndarray) -> None:
         """Called when the last array on `buffer` is gone."""
