@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +114,13 @@ def test_drop_last_leaves_out_what_does_not_fill_a_batch_of_all_ranks(windows: W
     sizes = [len(batch["step"]) for batch in loader]
     assert sizes == [10] * (NUM_SAMPLES // 20)
     assert len(loader) == len(sizes)
+    assert loader.epoch == 1
     state = loader.state_dict()
     loader.load_state_dict(state)
     assert [len(batch["step"]) for batch in loader] == sizes
-    assert loader.epoch == 1
+    assert loader.epoch == 2
+    with pytest.raises(InvalidInputError, match="drop_last=True leaves no batch: 114 samples, a batch takes 200"):
+        Loader(windows, 100, rank=0, world_size=2, drop_last=True)
 
 
 def test_a_state_taken_with_the_last_batch_begins_the_next_epoch(windows: WindowDataset) -> None:
@@ -126,8 +131,54 @@ def test_a_state_taken_with_the_last_batch_begins_the_next_epoch(windows: Window
                 state = loader.state_dict()
         other = Loader(windows, 10, shuffle=True, drop_last=drop_last)
         other.load_state_dict(state)
+        assert other.epoch == loader.epoch == 1
         assert epoch_of(other) == epoch_of(loader)
-        assert other.epoch == 1
+        assert other.epoch == 2
+
+
+def test_a_trainer_that_counts_goes_on_where_the_state_was_taken(windows: WindowDataset) -> None:
+    loader = Loader(windows, 10, shuffle=True)
+    whole = [[samples_of(batch) for batch in loader] for _ in range(3)]
+    other = Loader(windows, 10, shuffle=True)
+    other.set_epoch(1)
+    list(itertools.islice(other, 4))
+    resumed, seen = Loader(windows, 10, shuffle=True), []
+    resumed.load_state_dict(other.state_dict())
+    for epoch in range(resumed.epoch, 3):
+        resumed.set_epoch(epoch)
+        seen.append([samples_of(batch) for batch in resumed])
+    assert seen == [whole[1][4:], whole[2]]
+
+
+def test_two_passes_at_once_do_not_disturb_each_other(windows: WindowDataset) -> None:
+    loader = Loader(windows, 10)
+    state = {**loader.state_dict(), "samples_given": 90}
+    loader.load_state_dict(state)
+    first, second = iter(loader), iter(loader)
+    assert samples_of(next(second))[0] == (0, 0)
+    rest = [sample for batch in first for sample in samples_of(batch)]
+    assert rest == epoch_of(Loader(windows, 10))[90:]
+
+
+def test_a_transform_is_called_by_one_thread_at_a_time(dataset: salus.Dataset) -> None:
+    scratch = torch.zeros(7)
+
+    def careless(sample: dict[str, Any]) -> dict[str, Any]:
+        scratch.copy_(sample["states"])
+        time.sleep(0.0005)
+        return {**sample, "same": bool((scratch == sample["states"]).all())}
+
+    loader = Loader(WindowDataset(dataset, {"states": 0}, transform=careless), 4, threads=4)
+    assert all(bool(same) for batch in loader for same in batch["same"])
+
+
+def test_a_copy_of_a_loader_gives_the_same(windows: WindowDataset) -> None:
+    loader = Loader(windows, 10, shuffle=True)
+    batches = iter(loader)
+    next(batches)
+    for copied in (pickle.loads(pickle.dumps(loader)), copy.deepcopy(loader)):  # noqa: S301 - our own
+        copied.set_epoch(0)
+        assert epoch_of(copied) == epoch_of(Loader(windows, 10, shuffle=True))
 
 
 def test_leaving_an_epoch_begins_the_next_one(windows: WindowDataset) -> None:
@@ -135,7 +186,7 @@ def test_leaving_an_epoch_begins_the_next_one(windows: WindowDataset) -> None:
     next(iter(loader))
     assert loader.epoch == 0
     left = epoch_of(loader)
-    assert loader.epoch == 1
+    assert loader.epoch == 2
     other = Loader(windows, 8, shuffle=True)
     other.set_epoch(1)
     assert left == epoch_of(other)
@@ -148,6 +199,11 @@ def test_a_state_of_another_order_is_refused(windows: WindowDataset, dataset: sa
     with pytest.raises(InvalidInputError, match="shuffle: the state has True, this loader False"):
         Loader(windows, 8).load_state_dict(state)
     fewer = WindowDataset(dataset[1:], {"actions": 0})
+    for name, value in (("epoch", "x"), ("samples_given", None), ("samples_given", 115)):
+        with pytest.raises(InvalidInputError, match=f"{name}: got {value!r}"):
+            Loader(windows, 8, shuffle=True).load_state_dict({**state, name: value})
+    with pytest.raises(InvalidInputError, match="state: got NoneType"):
+        Loader(windows, 8).load_state_dict(None)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="num_samples: the state has 114, this loader 94.*tag"):
         Loader(fewer, 8, shuffle=True).load_state_dict(state)
     reordered = WindowDataset(dataset.select(uids=[entry.uid for entry in dataset.episodes][::-1]), {"actions": 0})
@@ -168,7 +224,7 @@ def test_weights_balance_a_column_and_episodes(windows: WindowDataset, dataset: 
     assert set(epoch_of(Loader(windows, 64, weights=one))) == {(1, 2)}
     with pytest.raises(NotFoundError, match="outcom"):
         Loader(windows, 64, weights="outcom")
-    with pytest.raises(InvalidInputError, match=r"weights: got \(3,\), expected one per episode \(5,\)"):
+    with pytest.raises(InvalidInputError, match=r"weights: got list \(3,\), expected one per episode \(5,\)"):
         Loader(windows, 64, weights=[1, 2, 3])
 
 
@@ -193,6 +249,11 @@ def test_arguments_that_do_not_fit(windows: WindowDataset, dataset: salus.Datase
         ({"weights": "outcome", "shuffle": True}, "leave out shuffle"),
         ({"rank": 1}, "expected both or neither"),
         ({"rank": 2, "world_size": 2}, r"rank 2, expected 0 .. 1"),
+        ({"rank": "0", "world_size": 2}, "rank: got '0', expected a whole number"),
+        ({"seed": None}, "seed: got None, expected a whole number"),
+        ({"weights": {"success": 1}}, r"weights: got dict \(0,\), expected one per episode"),
+        ({"weights": [-1] * 5}, "expected finite numbers of at least 0"),
+        ({"device": "gpu"}, "device: got 'gpu'"),
     ]
     for options, message in wrong:
         with pytest.raises(InvalidInputError, match=message):

@@ -88,7 +88,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: one("a", Q, failure_kinds=("drop", "drop")), "failure_kinds: got 'drop', expected distinct words"),
     (lambda: one("a", Q, failure_kinds=("",)), "failure_kinds: got ''"),
     (lambda: one("a", Q, failure_kinds=(1,)), "failure_kinds: got 1"),
-    (lambda: one("a", Q, segment_steps=0), "segment_steps: got 0, expected 1 .. 65536"),
+    (lambda: one("a", Q, segment_steps=1), "segment_steps: got 1, expected 2 .. 65536"),
     (lambda: one("a", Q, segment_steps=65537), "segment_steps: got 65537"),
     (lambda: one("a", Q, segment_steps=1.5), "segment_steps: got 1.5"),
     (lambda: one("a", Q, horizons=(0,)), "horizons: got 0, expected whole steps of at least 1 (or unit='s')"),

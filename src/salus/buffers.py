@@ -47,6 +47,9 @@ class BufferPool:
         lease = _Lease(self._memory(nbytes) if buffer is None else buffer, self)
         return np.asarray(lease)[:nbytes].view(dtype).reshape(shape)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_unused": deque()}  # a copy has memory of its own
+
     def _unused_one(self, nbytes: int) -> np.ndarray | None:
         """An unused buffer that is large enough, and at most twice as large, as episodes differ in length."""
         for _ in range(len(self._unused)):

@@ -2,7 +2,7 @@
 
 A read is planned first: steps sorted by place, repeated ones dropped, neighbours read together. Then a small pool of
 threads takes the pieces one by one, reads, checks and decodes them; zstd runs without the GIL. What is kept is bounded,
-each with a budget of its own: open files, shard indexes, decoded chunks of small features, labels.
+each with a budget of its own: open files, shard indexes, decoded chunks (64 MiB for each small feature), labels.
 
 Thread-safety: safe. Fork: a forked child gets fresh caches and threads of its own; plain descriptors survive.
 """
@@ -302,10 +302,17 @@ class _Process:
     def __init__(self) -> None:
         self.pid = os.getpid()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.files: Cache[ShardReader] = Cache(max(16, min(MAX_OPEN_FILES, limit // 2)), lambda _: 1)
+        share = MAX_OPEN_FILES if limit == resource.RLIM_INFINITY else limit // 2
+        self.files: Cache[ShardReader] = Cache(max(16, min(MAX_OPEN_FILES, share)), lambda _: 1)
         self.numbers = itertools.count()
         self.threads = default_threads()
         self.pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="salus-read")
+
+
+def _drop_files(process: _Process, number: int) -> None:
+    """Close the files of a reader that is gone. Not in a forked child: a thread that is not there may hold the lock."""
+    if process.pid == os.getpid():
+        process.files.drop(lambda key: key[0] == number)
 
 
 def default_threads() -> int:
@@ -334,7 +341,7 @@ class _State:
         self.texts: Cache[np.ndarray] = Cache(CHUNK_CACHE_BYTES, lambda texts: texts.nbytes + sum(map(len, texts)))
         self.labels: Cache[Labels] = Cache(LABEL_CACHE_BYTES, lambda pair: pair[0].nbytes + pair[1].nbytes)
         self._blocks: dict[str, ChunkBlock] = {}
-        weakref.finalize(self, process.files.drop, lambda key: key[0] == number).atexit = False
+        weakref.finalize(self, _drop_files, process, number).atexit = False
 
     def block(self, spec: ArraySpec, instead_of: ChunkBlock | None = None) -> ChunkBlock:
         """The block of an array; a fresh one in place of one that is full."""
@@ -352,7 +359,8 @@ class _State:
             work()
         finally:
             for helper in helpers:
-                helper.result()
+                if not helper.cancel():  # one that has not begun, behind another reader's work, is not waited for
+                    helper.result()
 
 
 _ChunkKey: TypeAlias = tuple[Hashable, Entry, int]

@@ -257,7 +257,7 @@ class Schema:
         failure_kinds: The kinds of failure, in the order of the labels' last axis.
         horizons: How far ahead a failure is to be predicted, for `episode.labels`: whole steps, or a
             `salus.labels.Horizons` in seconds.
-        segment_steps: Steps per shard file, 1 … 65536.
+        segment_steps: Steps per shard file, 2 … 65536.
 
     Raises:
         InvalidInputError: Every problem at once.
@@ -303,9 +303,9 @@ class Schema:
         if (
             isinstance(self.segment_steps, bool)
             or not isinstance(self.segment_steps, int)
-            or not 1 <= self.segment_steps <= 65536
+            or not 2 <= self.segment_steps <= 65536
         ):
-            yield f"segment_steps: got {self.segment_steps!r}, expected 1 .. 65536"
+            yield f"segment_steps: got {self.segment_steps!r}, expected 2 .. 65536"
 
     @property
     def label_horizons(self) -> Horizons:

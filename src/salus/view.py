@@ -317,6 +317,8 @@ class DatasetView(Sequence[Episode]):
         """
         if isinstance(features, str):
             raise InvalidInputError(f"scan: got the text {features!r}, expected several names, such as [{features!r}]")
+        if threads is not None and threads < 1:
+            raise InvalidInputError(f"scan: threads: got {threads}, expected at least 1")
         names = list(self.schema.features) if features is None else list(features)
         self.check_sound()
         for name in names:

@@ -84,6 +84,9 @@ class WindowDataset(TorchDataset[Sample]):
         check_count("stride", stride, least=1)
         check_count("pad_before", pad_before, least=0, optional=True)
         check_count("pad_after", pad_after, least=0, optional=True)
+        for name, function in (("where", where), ("transform", transform)):
+            if function is not None and not callable(function):
+                raise InvalidInputError(f"windows: {name}: got {type(function).__name__}, expected a function")
         self._windows = {name: Window.parse(name, offsets) for name, offsets in windows.items()}
         self.transform = transform
         view.check_sound()
@@ -139,6 +142,10 @@ class WindowDataset(TorchDataset[Sample]):
     def windows(self) -> Mapping[str, Window]:
         """The window of each feature."""
         return self._windows
+
+    def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Episode (position in `view`) and step of samples, int64 (n,) each."""
+        return self._index.locate(samples)
 
     @property
     def samples_per_episode(self) -> np.ndarray:
@@ -293,7 +300,9 @@ class EpisodeDataset(TorchDataset[Sample]):
     def __init__(
         self, view: View, features: Iterable[str] | None = None, *, transform: Transform | None = None
     ) -> None:
-        self.view = view
+        if not isinstance(view, View):
+            raise InvalidInputError(f"episodes: got {type(view).__name__}, expected a dataset: salus.open(path)")
+        self.view = view[:] if isinstance(view, DatasetView) else view
         if isinstance(features, str):
             raise InvalidInputError(
                 f"features: got the text {features!r}, expected several names, such as [{features!r}]"

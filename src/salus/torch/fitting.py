@@ -75,20 +75,27 @@ def values_of_samples(windows: WindowDataset, names: Iterable[str], samples: np.
     """What comes out of the transform, for all samples or the given ones; padded entries left out."""
     numbers = np.arange(len(windows)) if samples is None else samples
     for start in range(0, len(numbers), _SAMPLES_AT_ONCE):
-        batch = windows.__getitems__(numbers[start : start + _SAMPLES_AT_ONCE].tolist())
+        some = numbers[start : start + _SAMPLES_AT_ONCE]
+        batch = windows.__getitems__(some.tolist())
+        rows, steps = windows.locate(some)  # not from the samples: a transform may have left out where they are from
         for name in names:
             parts = [_entries(windows, sample, name) for sample in batch]
             ends = np.cumsum([len(part) for part in parts])
 
-            def locate(row: int, batch: Any = batch, ends: np.ndarray = ends) -> tuple[str, int]:
-                sample = batch[int(np.searchsorted(ends, row, side="right"))]
-                return windows.view[int(sample["episode"])].uid, int(sample["step"])
+            def locate(row: int, rows: Any = rows, steps: Any = steps, ends: np.ndarray = ends) -> tuple[str, int]:
+                sample = int(np.searchsorted(ends, row, side="right"))
+                return windows.view[int(rows[sample])].uid, int(steps[sample])
 
+            if len({part.shape[1:] for part in parts}) > 1:
+                shapes = sorted({part.shape[1:] for part in parts})
+                raise InvalidInputError(f"Normalizer: {name!r} has the shapes {shapes}, expected one for all samples")
             yield Values(name, np.concatenate(parts), locate)
 
 
 def _entries(windows: WindowDataset, sample: Mapping[str, Any], name: str) -> np.ndarray:
     """(n, *shape): the entries of one sample's window that are not padded; what has no window is one entry."""
+    if not isinstance(sample, Mapping):
+        raise InvalidInputError(f"Normalizer: the transform gives {type(sample).__name__}, expected a dict")
     if name not in sample:
         raise InvalidInputError(f"Normalizer: {name!r} is not in the samples, which have {', '.join(sample)}")
     values = np.asarray(sample[name])

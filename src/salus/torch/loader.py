@@ -17,7 +17,7 @@ import torch
 
 from ..buffers import BufferPool
 from ..errors import InvalidInputError
-from ..gather import Empty, default_threads
+from ..gather import default_threads
 from ..shuffling import BlockShuffled, InOrder, Order, Shuffled, Weighted
 from .batch import Batch, Rows, collate
 from .dataset import WindowDataset
@@ -70,13 +70,17 @@ class Loader:
             at the end of an epoch, so that all ranks have batches of the same size.
         world_size: Number of processes that train together.
         device: Where the tensors go, in the background, such as `"cuda"`; by default they stay on the CPU.
-        pin_memory: Decode into pinned memory, which a GPU fetches without a copy; by default where CUDA is there.
+        pin_memory: Without `device`: copy the batch into pinned memory, so that `.to("cuda", non_blocking=True)` does
+            not wait. With a CUDA `device`, batches are decoded into pinned memory anyway.
         progress: Called after each batch that was given out.
 
     Images are uint8: turn them into floats on the device (`salus.torch.Normalizer` does).
 
-    Memory: `(threads + prefetch + 1)` batches, whatever the size of the dataset; buffers are used again once nobody
-    holds a batch.
+    Memory: `(threads + prefetch + 1)` batches, and for each small feature a cache of at most 64 MiB, whatever the size
+    of the dataset; buffers are used again once nobody holds a batch.
+
+    A `transform` of the windows is called for one sample at a time, from several threads. Random numbers that it draws
+    from a generator of its own may therefore fall on other samples in each run.
 
     Raises:
         InvalidInputError: Arguments that do not fit together.
@@ -102,7 +106,7 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         device: str | torch.device | None = None,
-        pin_memory: bool | None = None,
+        pin_memory: bool = False,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
         if not isinstance(windows, WindowDataset):
@@ -110,13 +114,13 @@ class Loader:
                 f"Loader: got {type(windows).__name__}, expected a WindowDataset; whole episodes: dataset.scan()"
             )
         self.windows = windows
-        self.batch_size = _at_least("batch_size", batch_size, 1)
+        self.batch_size = _whole("batch_size", batch_size, 1)
         self.drop_last = drop_last
         self.rank, self.world_size = _ranks(rank, world_size)
-        self._seed = seed
+        self._seed = _whole("seed", seed, least=None)
         self._shuffle = shuffle
-        self._block_size = block_size if block_size is None else _at_least("block_size", block_size, 1)
-        self._mixed_blocks = _at_least("mixed_blocks", mixed_blocks, 1)
+        self._block_size = block_size if block_size is None else _whole("block_size", block_size, 1)
+        self._mixed_blocks = _whole("mixed_blocks", mixed_blocks, 1)
         if block_size is not None and not shuffle:
             raise InvalidInputError("Loader: block_size is for shuffle=True; without it, samples come in order anyway")
         if weights is not None and shuffle:
@@ -126,26 +130,42 @@ class Loader:
             raise InvalidInputError("Loader: block_size is not for samples that are drawn by weight")
         if num_samples is not None and self._weights is None:
             raise InvalidInputError("Loader: num_samples is for weights; a subset of the steps: WindowDataset(where=…)")
-        self.num_samples = len(windows) if num_samples is None else _at_least("num_samples", num_samples, 1)
-        self._threads = default_threads() if threads is None else _at_least("threads", threads, 1)
-        self._depth = self._threads + _at_least("prefetch", prefetch, 0)
-        self._device = None if device is None else _indexed(torch.device(device))
-        self._empty = _pinned(pin_memory, self._device)
+        self.num_samples = len(windows) if num_samples is None else _whole("num_samples", num_samples, 1)
+        self._threads = default_threads() if threads is None else _whole("threads", threads, 1)
+        self._depth = self._threads + _whole("prefetch", prefetch, 0)
+        self._device = None if device is None else _device(device)
+        _check_pinning(pin_memory)
+        # Used again as soon as the batch is on the device: `_moved` waits for that. A user who copies by himself may
+        # not, so memory that he is given is pinned by PyTorch, which knows when a copy is done.
+        on_cuda = self._device is not None and self._device.type == "cuda"
+        self._empty = BufferPool(_pinned_memory).empty if on_cuda else None
+        self._pin_memory = pin_memory and not on_cuda
         self._progress = progress
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._transforming = threading.Lock()
+        if drop_last and not self._num_batches(0):
+            raise InvalidInputError(
+                f"Loader: drop_last=True leaves no batch: {self.num_samples} samples, a batch takes "
+                f"{self.batch_size * self.world_size}"
+            )
+        self._order_of(0)  # raises where the weights cannot be drawn by
         self._epoch = 0
-        self._start = 0  # of the samples of the epoch, over all ranks: where this pass begins
-        self._given = 0  # up to where samples were given out
+        self._given = 0  # up to where samples of the epoch were given out, over all ranks
         self._fresh = True  # the next pass is of this epoch, not of the one after it
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch that runs, or comes next."""
+        """Number of the epoch that runs, or that comes next where the last one came to its end."""
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be this epoch, from its beginning. Passes count by themselves; this is for those who do."""
-        self._epoch, self._given, self._fresh = _at_least("epoch", epoch, 0), 0, True
+        """Let the next pass be of this epoch. Passes count by themselves; this is for trainers that do.
+
+        It begins at its beginning, unless a state of just this epoch was loaded: then where that was taken.
+        """
+        goes_on = self._fresh and epoch == self._epoch
+        self._epoch, self._given = _whole("epoch", epoch), self._given if goes_on else 0
+        self._fresh = True
 
     def __len__(self) -> int:
         """Batches of a whole epoch, for this rank."""
@@ -170,6 +190,8 @@ class Loader:
         Raises:
             InvalidInputError: The state is of another order: other windows or episodes, another seed. Says which.
         """
+        if not isinstance(state, dict):
+            raise InvalidInputError(f"Loader: state: got {type(state).__name__}, expected what state_dict() gave")
         expected = {"version": 1, **self._identity}
         differences = [
             f"{name}: the state has {state.get(name)!r}, this loader {value!r}"
@@ -179,7 +201,11 @@ class Loader:
         if differences:
             hint = " (open the dataset at the tag that the training began with)"
             raise InvalidInputError(f"Loader: the state is not of this loader: {'; '.join(differences)}{hint}")
-        self._epoch, self._given, self._fresh = state["epoch"], state["samples_given"], True
+        epoch, given = _whole("epoch", state.get("epoch")), _whole("samples_given", state.get("samples_given"))
+        if given > self.num_samples:
+            raise InvalidInputError(f"Loader: samples_given: got {given}, expected at most {self.num_samples}")
+        ended = not self._num_batches(given)
+        self._epoch, self._given, self._fresh = (epoch + 1, 0, True) if ended else (epoch, given, True)
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -200,14 +226,11 @@ class Loader:
         if not self._fresh:
             self._epoch, self._given = self._epoch + 1, 0
         self._fresh = False
-        self._start = self._given
-        if self._start and not self._num_batches(self._start):  # the state was taken at the end of an epoch
-            self._epoch, self._start, self._given = self._epoch + 1, 0, 0
-        return self._batches(self._epoch, self._num_batches(self._start))
+        return self._batches(self._epoch, self._given)
 
-    def _batches(self, epoch: int, num_batches: int) -> Iterator[Batch]:
-        order = self._order_of(epoch)
-        samples, announced = self._samples(order, num_batches), -1
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        order, num_batches = self._order_of(epoch), self._num_batches(start)
+        samples, announced = self._samples(order, start, num_batches), -1
         pool, reading = self._executor(), deque[Future[Batch]]()
         num_whole, waited_s = len(self), 0.0
         before = num_whole - num_batches
@@ -215,29 +238,29 @@ class Loader:
             for number in range(num_batches):
                 while len(reading) <= self._depth and (wanted := next(samples, None)) is not None:
                     if isinstance(order, BlockShuffled):
-                        announced = self._announce(order, announced, self._first_place(number + len(reading)))
+                        announced = self._announce(order, announced, self._first_place(start, number + len(reading)))
                     reading.append(pool.submit(self._read, wanted))
                 began = time.perf_counter()
                 batch = reading.popleft().result()
                 waited_s += time.perf_counter() - began
                 self._hand_over(batch)
                 if self._epoch == epoch:
-                    done = self._start + (number + 1) * self.batch_size * self.world_size
+                    done = self._first_place(start, number + 1)
                     self._given = min(done, self.num_samples)
                 if self._progress is not None:
                     self._progress(Progress(epoch, before + number + 1, num_whole, waited_s))
                 yield batch
             if self._epoch == epoch:
-                self._given = self.num_samples
+                self._epoch, self._given, self._fresh = epoch + 1, 0, True
         finally:
             for future in reading:
                 future.cancel()
 
-    def _samples(self, order: Order, num_batches: int) -> Iterator[np.ndarray]:
+    def _samples(self, order: Order, start: int, num_batches: int) -> Iterator[np.ndarray]:
         """The samples of each of this rank's batches."""
         at_once = max(1, ORDERED_AT_ONCE // self.batch_size)
         for some in range(0, num_batches, at_once):
-            places = [self._places(number) for number in range(some, min(some + at_once, num_batches))]
+            places = [self._places(start, number) for number in range(some, min(some + at_once, num_batches))]
             ordered = order.at(np.concatenate(places))
             yield from np.split(ordered, np.cumsum([len(part) for part in places[:-1]]))
 
@@ -248,12 +271,12 @@ class Loader:
             self.windows.prefetch(order.mixed(group))
         return max(announced, last)
 
-    def _first_place(self, number: int) -> int:
-        return self._start + number * self.batch_size * self.world_size
+    def _first_place(self, start: int, number: int) -> int:
+        return start + number * self.batch_size * self.world_size
 
-    def _places(self, number: int) -> np.ndarray:
+    def _places(self, start: int, number: int) -> np.ndarray:
         """The places in the order that this rank's batch takes."""
-        first = self._first_place(number)
+        first = self._first_place(start, number)
         size = min(self.batch_size, -(-(self.num_samples - first) // self.world_size))
         places: np.ndarray = (first + self.rank * size + np.arange(size)) % self.num_samples
         return places
@@ -262,7 +285,10 @@ class Loader:
         """One batch, on one thread: several threads are at several batches, so none waits for another."""
         batch = self.windows.batch(samples, empty=self._empty, parallel=False)
         if self.windows.transform is not None:
-            batch = collate(self.windows.transformed(Rows(batch, len(samples))))
+            with self._transforming:
+                batch = collate(self.windows.transformed(Rows(batch, len(samples))))
+        if self._pin_memory:
+            return {name: v.pin_memory() if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
         return batch if self._device is None else _moved(batch, self._device)
 
     def _order_of(self, epoch: int) -> Order:
@@ -295,16 +321,20 @@ class Loader:
         return self._pool[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pool", "_transforming")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _pool=None, _transforming=threading.Lock())
 
     def __repr__(self) -> str:
         ranks = f", rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
         return f"<salus.torch.Loader: {len(self)} batches of {self.batch_size}{ranks}; {self.windows!r}>"
 
 
-def _at_least(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InvalidInputError(f"Loader: {name}: got {value!r}, expected a whole number of at least {least}")
+def _whole(name: str, value: Any, least: int | None = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or (least is not None and value < least):
+        expected = "a whole number" if least is None else f"a whole number of at least {least}"
+        raise InvalidInputError(f"Loader: {name}: got {value!r}, expected {expected}")
     return int(value)
 
 
@@ -314,8 +344,8 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if rank is None or world_size is None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
-    size = _at_least("world_size", world_size, 1)
-    if not 0 <= rank < size:
+    size = _whole("world_size", world_size, 1)
+    if _whole("rank", rank) >= size:
         raise InvalidInputError(f"Loader: got rank {rank}, expected 0 .. {size - 1} for world_size={size}")
     return int(rank), size
 
@@ -335,29 +365,38 @@ def _weights(
             totals[value] = totals.get(value, 0) + size
         masses = [size / totals[value] if size else 0 for value, size in zip(values, sizes.tolist(), strict=True)]
         return np.array(masses, np.float64), sizes
-    weights = np.asarray(given, np.float64)
+    try:
+        weights = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        weights = np.empty(0)
     if weights.shape == (len(sizes),):
         return weights, sizes
     if weights.shape == (len(windows),):
         return weights, None
     raise InvalidInputError(
-        f"Loader: weights: got {weights.shape}, expected one per episode ({len(sizes)},) or per sample "
-        f"({len(windows)},), or the name of a column of the episode table"
+        f"Loader: weights: got {type(given).__name__} {weights.shape}, expected one per episode ({len(sizes)},) or per "
+        f"sample ({len(windows)},), or the name of a column of the episode table"
     )
 
 
-def _pinned(pin_memory: bool | None, device: torch.device | None) -> Empty | None:
-    available = torch.cuda.is_available()
-    if pin_memory and not available:
-        raise InvalidInputError("Loader: pin_memory=True needs CUDA, and there is none; leave it out: it is automatic")
-    wanted = available and (device is None or device.type == "cuda") if pin_memory is None else pin_memory
-    if not wanted:
-        return None
-    return BufferPool(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()).empty
+def _check_pinning(pin_memory: bool) -> None:
+    if pin_memory and not torch.cuda.is_available():
+        raise InvalidInputError("Loader: pin_memory=True needs CUDA, and there is none; device='cuda' pins by itself")
 
 
-def _indexed(device: torch.device) -> torch.device:
-    """`"cuda"` as the device that it means now."""
+def _pinned_memory(nbytes: int) -> np.ndarray:
+    memory: np.ndarray = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+    return memory
+
+
+def _device(given: str | torch.device) -> torch.device:
+    """The device; of `"cuda"`, the one that it means now."""
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(
+            f"Loader: device: got {given!r}, expected 'cuda', 'cuda:1' or another: {error}"
+        ) from error
     return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
