@@ -242,7 +242,7 @@ def test_the_tables_show_lost_rows_too(results: bench.Results) -> None:
 def test_the_page_says_what_holds_and_what_does_not(results: bench.Results) -> None:
     results.rates["samples", "decoding"] = [1000.0] * 3
     text = page(results, [], chart="images/performance.svg")
-    assert "training samples against TensorStore on the same files | 1.5 × | 2 × | holds |" in text
+    assert "training samples against TensorStore on the same files | 1.5 × | 2.00 × | holds |" in text
     assert "decoding alone, the bound | 0.9 × | 0.24 × | **does not hold** |" in text
     assert "recording against h5py gzip | 2 × |  | not measured |" in text
     assert "(images/performance.svg)" in text

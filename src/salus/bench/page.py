@@ -45,7 +45,8 @@ def _promised(results: Results) -> str:
     ]
     for demand, ratio in demands(results):
         verdict = "not measured" if ratio is None else "holds" if ratio >= demand.at_least else "**does not hold**"
-        shown = "" if ratio is None else f"{number(ratio)} ×"
+        # Two decimals: 1.46 must not read as 1.5 beside a demand of 1.5.
+        shown = "" if ratio is None else f"{ratio:.2f} ×" if ratio < 10 else f"{number(ratio)} ×"
         lines.append(f"| {demand.words} | {demand.at_least:g} × | {shown} | {verdict} |")
     return "\n".join(lines)
 
