@@ -344,3 +344,9 @@ def test_a_dataset_without_images_is_refused(path: Path) -> None:
     done = command(path)
     assert done.returncode == salus.InvalidInputError.exit_status
     assert "0 image features" in done.stderr
+
+
+def test_the_help_names_every_contestant() -> None:
+    shown = " ".join(command("bench", "--help").stdout.split())
+    for kind in ALL:
+        assert kind.name == "salus" or kind.name in shown, kind.name

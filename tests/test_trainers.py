@@ -219,3 +219,54 @@ def test_a_stateful_dataloader_goes_on_in_a_new_process(
     assert len(seen) == 40
     assert sorted(seen + resumed) == EVERYTHING  # exactly those that were not seen yet, each once
     assert resumed != sorted(resumed)
+
+
+# --- resuming in the middle of an epoch -------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, on resuming in an epoch, on small machines, on its folders
+def test_lightning_resumes_at_the_exact_sample(windows: WindowDataset, tmp_path: Path) -> None:
+    require("lightning")
+    import lightning
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    class Recording(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(7, 1)
+            self.seen: list[Seen] = []
+
+        def train_dataloader(self) -> Loader:
+            return Loader(windows, 10, shuffle=True, seed=4)
+
+        def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
+            self.seen.append(samples_of(batch))
+            return self.head(batch["states"]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    checkpoints = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
+    whole = Recording()
+    lightning.Trainer(max_epochs=2, callbacks=[checkpoints], use_distributed_sampler=False, **quiet).fit(whole)
+    rest = Recording()
+    trainer = lightning.Trainer(max_epochs=2, enable_checkpointing=False, use_distributed_sampler=False, **quiet)
+    trainer.fit(rest, ckpt_path=tmp_path / "step=5.ckpt")
+    assert len(whole.seen) == 2 * 12
+    assert rest.seen == whole.seen[5:]
+
+
+def test_accelerate_keeps_the_state_of_the_loader(windows: WindowDataset, tmp_path: Path) -> None:
+    require("accelerate")
+    from accelerate import Accelerator
+
+    accelerator, loader = Accelerator(cpu=True), Loader(windows, 10, shuffle=True)
+    whole = [samples_of(batch) for batch in Loader(windows, 10, shuffle=True)]
+    accelerator.register_for_checkpointing(loader)
+    for number, _ in enumerate(loader, 1):
+        if number == 4:
+            accelerator.save_state(str(tmp_path))
+            break
+    accelerator.load_state(str(tmp_path))
+    assert [samples_of(batch) for batch in loader] == whole[4:]

@@ -143,15 +143,25 @@ def bench(
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of each contestant.", min=1)] = 2,
     seconds: Annotated[float, typer.Option(help="What a measurement lasts at least.", min=0.01)] = 0.5,
-    work: Annotated[Path, typer.Option(help="Folder for files; rendered episodes stay there.")] = Path("bench.tmp"),
+    work: Annotated[Path, typer.Option(help="Folder for all files; they stay, the next run writes them anew.")] = Path(
+        "bench.tmp"
+    ),
     chart: Annotated[list[Path] | None, typer.Option(help="Also save a chart: .svg, .png or .pdf.")] = None,
     many: Annotated[
-        int, typer.Option(help="Also write so many short episodes, with HDF5 beside; 500 take minutes.", min=0)
+        int, typer.Option(help="Also write and read so many short episodes, in HDF5 as well; 500 take minutes.", min=0)
     ] = 0,
     page: Annotated[Path | None, typer.Option(help="Also write all of it as a Markdown page.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write and read the same episodes through SALUS and all other formats that are installed, and compare."""
+    """Write and read the same episodes through SALUS and all other formats that are installed, and compare.
+
+    Measured are recording, one episode, all episodes, random images, and training samples (each camera at one step, 16
+    actions, batches of 64), in process and through the stock DataLoader; warm, and partly with a cold page cache; then
+    sizes and memory. The default takes about ten minutes.
+
+    Contestants: decoding, tensorstore, tensorstore-hwc, zarr, zarrs, diffusion-policy, note, hdf5, hdf5-gzip,
+    lerobot-image, lerobot-video, webdataset, lance. The extra "bench" brings most of them, `make setup-lerobot` LeRobot.
+    """
     from ..bench.many import measure_many
     from ..bench.page import page as write_page
     from ..bench.report import chart as draw
