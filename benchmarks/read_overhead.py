@@ -9,9 +9,11 @@ turns. Rendered frames of two 224 × 224 cameras, and the same with sensor noise
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -108,6 +110,41 @@ def measure(source: Source, folder: Path) -> None:
         print(f"| {name} | {min(times):.1f} | {median(times):.1f} | {share:.2f} |")
     for _, descriptor in shards.values():
         os.close(descriptor)
+    measure_two_threads(samples, batches, memories)
+
+
+def measure_two_threads(samples: Any, batches: list[np.ndarray], memories: list[memoryview]) -> None:
+    """What a second thread adds: both need the GIL between two images, and the one that waits for it sleeps."""
+    size = int(np.prod(samples[0][next(iter(samples.windows))].shape))
+    outs = [np.empty((len(memories) // len(batches), size), np.uint8) for _ in range(2)]
+    pool, count = ThreadPoolExecutor(2), len(memories)
+
+    def decode(thread: int) -> None:
+        for number in range(thread, count, 2):
+            zstd.decompress(memories[number], outs[thread][number % len(outs[thread])])
+
+    def read(thread: int) -> None:
+        for batch in batches[thread::2]:
+            samples.batch(batch, parallel=False)
+
+    works = {"zstd alone (the bound)": decode, "batches of the read engine": read}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in works}
+    for _ in range(ROUNDS):
+        for name, work in works.items():
+            before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+            list(pool.map(work, range(2)))
+            wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            switches = after.ru_nvcsw - before.ru_nvcsw
+            found[name].append((wall / count * 1e6, cpu / count * 1e6, switches / count))
+    pool.shutdown()
+    print("\n| on two threads | wall µs an image | CPU µs an image | waits an image | share of it that zstd is |")
+    print("|---|---:|---:|---:|---:|")
+    bound = [wall for wall, _, _ in found["zstd alone (the bound)"]]
+    for name, rounds in found.items():
+        wall, cpu, switches = (median(values) for values in zip(*rounds, strict=True))
+        share = median(a / b[0] for a, b in zip(bound, rounds, strict=True))
+        print(f"| {name} | {wall:.1f} | {cpu:.1f} | {switches:.2f} | {share:.2f} |")
 
 
 def main() -> None:

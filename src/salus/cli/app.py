@@ -160,7 +160,7 @@ def bench(
     sizes and memory. The default takes about ten minutes.
 
     Contestants: decoding, tensorstore, tensorstore-hwc, zarr, zarrs, diffusion-policy, note, hdf5, hdf5-gzip,
-    lerobot-image, lerobot-video, webdataset, lance. The extra "bench" brings most of them, `make setup-lerobot` LeRobot.
+    lerobot-image, lerobot-video, webdataset, lance. The extra "bench" brings most, `make setup-lerobot` LeRobot.
     """
     from ..bench.many import measure_many
     from ..bench.page import page as write_page
