@@ -27,6 +27,7 @@ from salus.layout import array_specs
 from salus.shards import ShardReader
 
 EPISODES, BATCHES, BATCH_SIZE, ROUNDS = 4, 8, 64, 15
+AT_ONCE = 16
 
 
 def noisy(source: Source, grey_levels: float) -> Source:
@@ -78,6 +79,11 @@ def measure(source: Source, folder: Path) -> None:
         for number, packed in enumerate(memories):
             zstd.decompress(packed, slices[number % len(slices)])
 
+    def at_once() -> None:
+        for number, joined in enumerate(frames):
+            start = number * AT_ONCE % len(out)
+            zstd.decompress(joined, out[start : start + AT_ONCE])
+
     def checked() -> None:
         for number, data in enumerate(encoded):
             decode_chunk(places[number][0], data, slices[number % len(slices)])
@@ -91,10 +97,12 @@ def measure(source: Source, folder: Path) -> None:
             samples.batch(batch, parallel=False)
 
     memories = [memoryview(data)[:-4] for data in encoded]
+    frames = [b"".join(memories[start : start + AT_ONCE]) for start in range(0, count, AT_ONCE)]
     steps: dict[str, Callable[[], None]] = {
-        "zstd alone (the bound)": alone,
-        "and its checksum": checked,
-        "and reading it, planned beforehand": bare,
+        f"zstd alone, {AT_ONCE} images in a call (the bound)": at_once,
+        "zstd alone, an image in a call": alone,
+        "an image in a call, and its checksum": checked,
+        "an image in a call, checksum, and reading it, planned beforehand": bare,
         "a batch of the read engine, actions included": engine,
     }
     spent: dict[str, list[float]] = {name: [] for name in steps}
@@ -106,14 +114,16 @@ def measure(source: Source, folder: Path) -> None:
     print(f"\n{np.mean([len(data) for data in encoded]):.0f} bytes an image\n")
     print("| | µs an image, least | median | share of it that zstd is |\n|---|---:|---:|---:|")
     for name, times in spent.items():
-        share = median(a / b for a, b in zip(spent["zstd alone (the bound)"], times, strict=True))
+        share = median(a / b for a, b in zip(next(iter(spent.values())), times, strict=True))
         print(f"| {name} | {min(times):.1f} | {median(times):.1f} | {share:.2f} |")
     for _, descriptor in shards.values():
         os.close(descriptor)
-    measure_two_threads(samples, batches, memories)
+    measure_two_threads(samples, batches, memories, frames)
 
 
-def measure_two_threads(samples: Any, batches: list[np.ndarray], memories: list[memoryview]) -> None:
+def measure_two_threads(
+    samples: Any, batches: list[np.ndarray], memories: list[memoryview], frames: list[bytes]
+) -> None:
     """What a second thread adds: both need the GIL between two images, and the one that waits for it sleeps."""
     size = int(np.prod(samples[0][next(iter(samples.windows))].shape))
     outs = [np.empty((len(memories) // len(batches), size), np.uint8) for _ in range(2)]
@@ -123,11 +133,20 @@ def measure_two_threads(samples: Any, batches: list[np.ndarray], memories: list[
         for number in range(thread, count, 2):
             zstd.decompress(memories[number], outs[thread][number % len(outs[thread])])
 
+    def decode_at_once(thread: int) -> None:
+        for number in range(thread, len(frames), 2):
+            start = number // 2 * AT_ONCE % len(outs[thread])
+            zstd.decompress(frames[number], outs[thread][start : start + AT_ONCE])
+
     def read(thread: int) -> None:
         for batch in batches[thread::2]:
             samples.batch(batch, parallel=False)
 
-    works = {"zstd alone (the bound)": decode, "batches of the read engine": read}
+    works = {
+        f"zstd alone, {AT_ONCE} images in a call (the bound)": decode_at_once,
+        "zstd alone, an image in a call": decode,
+        "batches of the read engine": read,
+    }
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in works}
     for _ in range(ROUNDS):
         for name, work in works.items():
@@ -140,7 +159,7 @@ def measure_two_threads(samples: Any, batches: list[np.ndarray], memories: list[
     pool.shutdown()
     print("\n| on two threads | wall µs an image | CPU µs an image | waits an image | share of it that zstd is |")
     print("|---|---:|---:|---:|---:|")
-    bound = [wall for wall, _, _ in found["zstd alone (the bound)"]]
+    bound = [wall for wall, _, _ in next(iter(found.values()))]
     for name, rounds in found.items():
         wall, cpu, switches = (median(values) for values in zip(*rounds, strict=True))
         share = median(a / b[0] for a, b in zip(bound, rounds, strict=True))

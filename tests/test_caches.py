@@ -110,7 +110,7 @@ def test_a_block_of_chunks() -> None:
     block = ChunkBlock((4, 2), np.dtype("float32"), 3)
     places = block.reserve(2)
     assert places == range(2)
-    block.chunk(1)[:] = 7
+    block.chunks(1, 1)[:] = 7
     block.know("b", 1)
     assert block.find(["a", "b"]) == [-1, 1]
     assert (block.steps[4:8] == 7).all()

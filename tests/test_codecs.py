@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import zarr
 from numcodecs import zstd
 
 import salus
-from salus.codecs import crc32c, declared_size, decode_chunk, encode_chunk
+from salus.codecs import crc32c, declared_size, decode_chunk, decode_chunks, encode_chunk
 from salus.errors import CorruptDataError
 from salus.layout import ArraySpec, array_metadata, array_specs, metadata_bytes
 from salus.schema import DTYPES
@@ -82,6 +83,16 @@ def test_decoding_into_a_given_array() -> None:
     assert not out[[0, 2]].any()
 
 
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_chunks_side_by_side_in_one_call(count: int) -> None:
+    spec = SPECS["chw"]
+    images = np.ascontiguousarray(spec.as_stored(make_steps(spec, count)))
+    out = np.zeros((count + 2, *spec.stored_step_shape), np.uint8)
+    decode_chunks(spec, [encode_chunk(spec, image[None]) for image in images], out[1:-1])
+    np.testing.assert_array_equal(out[1:-1], images)
+    assert not out[[0, -1]].any()
+
+
 # --- the same bytes as zarr-python -------------------------------------------------------------------------------
 
 
@@ -143,6 +154,27 @@ def test_crc32c_is_the_castagnoli_one_and_goes_on() -> None:
 def test_what_is_too_short_for_a_chunk(encoded: bytes) -> None:
     with pytest.raises(CorruptDataError, match="crc32c does not hold"):
         decode_chunk(SPECS["number"], encoded)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good: good[:-5] + bytes([good[-5] ^ 1]) + good[-4:],  # the checksum does not hold
+        lambda good: sealed(bytes(zstd.compress(bytes(100), 1))),  # of another size
+        lambda good: sealed(good[:-4] + bytes(zstd.compress(b"more", 1))),  # more than one frame
+        lambda good: sealed(b"not zstd at all"),
+        lambda good: good[:4],
+    ],
+    ids=["changed", "other size", "more", "not zstd", "short"],
+)
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_one_bad_chunk_among_others_is_refused(damage: Callable[[bytes], bytes], place: int) -> None:
+    spec = SPECS["chw"]
+    images = np.ascontiguousarray(spec.as_stored(make_steps(spec, 4)))
+    encoded = [encode_chunk(spec, image[None]) for image in images]
+    encoded[place] = damage(encoded[place])
+    with pytest.raises(CorruptDataError):
+        decode_chunks(spec, encoded, np.empty_like(images))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 
 import salus
 from salus import gather
-from salus.errors import InvalidInputError, NotFoundError
+from salus.errors import CorruptDataError, InvalidInputError, NotFoundError
+from salus.layout import array_specs
+from salus.shards import ShardReader
 
 
 @pytest.mark.parametrize(
@@ -153,11 +156,66 @@ def test_a_repeated_step_is_decoded_once_and_neighbours_are_read_at_once(
 ) -> None:
     dataset.gather({"images": [(3, 0)]})  # opens the file
     reads, decoded = [], []
-    real_pread, real_decode = os.pread, gather.decode_chunk
+    real_pread, real_decode = os.pread, gather.decode_chunks
     monkeypatch.setattr(os, "pread", lambda *arguments: reads.append(1) or real_pread(*arguments))
-    monkeypatch.setattr(gather, "decode_chunk", lambda *given: decoded.append(1) or real_decode(*given))
+    monkeypatch.setattr(gather, "decode_chunks", lambda *given: decoded.extend(given[1]) or real_decode(*given))
     dataset.gather({"images": [(3, 4), (3, 2), (3, 3), (3, 3), (3, 4), (3, 9)]})
     assert (len(reads), len(decoded)) == (2, 4)
+
+
+@pytest.mark.parametrize("images_at_once", [1, 3, 1000])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_any_steps_in_any_order(
+    dataset: salus.Dataset,
+    source: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    images_at_once: int,
+    parallel: bool,
+) -> None:
+    image_bytes = source[0]["images"][0].nbytes
+    monkeypatch.setattr(gather, "PIECE_BYTES", images_at_once * image_bytes)
+    monkeypatch.setattr(gather, "PARALLEL_FROM_BYTES", 0)
+    random = np.random.default_rng(images_at_once)
+    for shape in [(0,), (1,), (2,), (40,), (0, 3), (1, 1), (9, 4), (12, 1)] * 3:
+        rows = random.integers(0, 5, shape[0])
+        least = min(len(dataset[int(row)]) for row in range(5))
+        if random.random() < 0.5:  # windows, which repeat steps and run on
+            starts = random.integers(0, least, shape[0])
+            steps = starts if len(shape) == 1 else np.minimum(starts[:, None] + np.arange(shape[1]), least - 1)
+        else:
+            steps = random.integers(0, least, shape)
+        got = dataset.read({"images": (rows, steps)}, parallel=parallel)["images"]
+        assert got.shape == (*shape, *source[0]["images"].shape[1:])
+        for place, row in enumerate(rows.tolist()):
+            np.testing.assert_array_equal(got[place], source[row]["images"][steps[place]])
+
+
+@pytest.mark.parametrize("pairs", [[(3, step) for step in range(8)], [(3, 7), (1, 0), (3, 5), (3, 0), (3, 5), (0, 2)]])
+def test_damage_among_images_that_are_decoded_together_names_its_step(
+    dataset: salus.Dataset, pairs: list[tuple[int, int]]
+) -> None:
+    entry, segment_steps = dataset[3], array_specs(dataset.schema)["images"].segment_steps
+    segment, chunk = divmod(5, segment_steps)
+    key = array_specs(dataset.schema)["images"].shard_key(entry.slot, segment)
+    file = dataset.storage.open_shard(key)
+    assert file is not None
+    offset, _ = ShardReader(file, array_specs(dataset.schema)["images"]).index.place(chunk)
+    path = Path(dataset.url) / key
+    body = bytearray(path.read_bytes())
+    body[offset + 20] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(CorruptDataError, match=f"episode {entry.uid}, 'images', step 5: crc32c does not hold"):
+        salus.open(dataset.url).gather({"images": pairs})
+
+
+def test_where_images_cannot_be_decoded_together_they_are_decoded_one_by_one(
+    dataset: salus.Dataset, source: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise CorruptDataError("not together")
+
+    monkeypatch.setattr(gather, "decode_chunks", refuse)
+    np.testing.assert_array_equal(dataset[3]["images"][:], source[3]["images"])
 
 
 def test_small_features_are_read_once(dataset: salus.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,11 +60,13 @@ class Cache(Generic[Value]):
 
     def find(self, key: Hashable) -> Value | None:
         """The value of `key`, where it is there: for values so cheap to make that two threads may make one twice."""
-        with self._lock:
-            value = self._values.get(key)
-            if value is not None:
-                self._values.move_to_end(key)
-            return value
+        value = self._values.get(key)
+        if value is not None:
+            try:  # noqa: SIM105 - asked for every image, so each microsecond counts
+                self._values.move_to_end(key)  # atomic, as `get` is: no lock
+            except KeyError:  # it fell out between the two
+                pass
+        return value
 
     def keep(self, key: Hashable, value: Value) -> None:
         """Put a value that was not found."""
@@ -129,9 +131,10 @@ class ChunkBlock:
             self._reserved = after
             return range(first, after)
 
-    def chunk(self, place: int) -> np.ndarray:
-        """The memory of a reserved place."""
-        values: np.ndarray = self._chunks[place]
+    def chunks(self, place: int, count: int) -> np.ndarray:
+        """The memory of reserved places side by side: (count * chunk_steps, *step shape)."""
+        steps = len(self.steps) // len(self._chunks)
+        values: np.ndarray = self.steps[place * steps : (place + count) * steps]
         return values
 
     def know(self, key: Hashable, place: int) -> None:

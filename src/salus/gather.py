@@ -1,7 +1,8 @@
 """The read engine: batched reads of steps of many episodes, decoded straight into the output.
 
-A read is planned first: steps sorted by place, repeated ones dropped, neighbours read together. Then a small pool of
-threads takes the pieces one by one, reads, checks and decodes them; zstd runs without the GIL. What is kept is bounded,
+A read is planned first: cut into pieces of a few images that lie side by side in the output; in each, steps sorted by
+place, repeated ones dropped, neighbours read together. Then a small pool of threads takes the pieces one by one, reads,
+checks and decodes them; zstd takes a whole piece in one call, without the GIL. What is kept is bounded,
 each with a budget of its own: open files, shard indexes, decoded chunks (64 MiB for each small feature), labels.
 
 Thread-safety: safe. Fork: a forked child gets fresh caches and threads of its own; plain descriptors survive.
@@ -23,7 +24,7 @@ import numpy as np
 
 from . import buffers
 from .caches import Cache, ChunkBlock
-from .codecs import decode_chunk
+from .codecs import decode_chunk, decode_chunks
 from .errors import CorruptDataError
 from .layout import ArraySpec, recorded_arrays
 from .log.entries import Entry
@@ -36,15 +37,34 @@ MAX_OPEN_FILES = 2048
 INDEX_CACHE_BYTES = 64 * 2**20
 CHUNK_CACHE_BYTES = 64 * 2**20
 LABEL_CACHE_BYTES = 32 * 2**20
-MAX_RUN_BYTES = 4 * 2**20
+CHUNKS_AT_ONCE = 16
+PIECE_BYTES = 5 * 2**19
+"""Images decoded in one call: 17 of 224 × 224. More leave the processor's second cache, fewer save less."""
 PARALLEL_FROM_BYTES = 2**20
 
 Labels: TypeAlias = tuple[np.ndarray, np.ndarray]
 Empty: TypeAlias = Callable[[tuple[int, ...], "np.dtype[Any]"], np.ndarray]
 """Shape and dtype to an array whose values are undefined."""
 
-_Run: TypeAlias = tuple[ArraySpec, Entry, int, list[int], np.ndarray]
-"""Consecutive steps of one segment: array, episode, first step, and the place of each in the output."""
+_Run: TypeAlias = tuple[Entry, int, list[int]]
+"""Consecutive steps of one segment: episode, first step, and the place of each in the output."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Images that one thread reads.
+
+    Attributes:
+        spec: The array.
+        runs: What is read, in the order of the disk.
+        stretches: (first, end) places that are decoded in one call; all of `runs` together.
+        out: (n, *stored_step_shape), all of the output.
+    """
+
+    spec: ArraySpec
+    runs: list[_Run]
+    stretches: list[tuple[int, int]]
+    out: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -112,22 +132,26 @@ class Reader:
         state = self._fresh_state()
         empty = empty or buffers.default.empty
         outputs: list[np.ndarray] = []
-        runs: list[_Run] = []
+        pieces: list[_Piece] = []
         repeated = []
+        nbytes = sum(len(r.steps.ravel()) * r.spec.chunk_bytes for r in requests if _is_of_images(r))
+        parallel = parallel and nbytes >= PARALLEL_FROM_BYTES
+        # Small enough that no thread waits long for the last piece of another.
+        piece_bytes = min(PIECE_BYTES, nbytes // (4 * state.process.threads)) if parallel else PIECE_BYTES
         for request in requests:
             spec = request.spec
             out = empty((*request.steps.shape, *spec.stored_step_shape), spec.numpy_dtype)
             flat = out.reshape(-1, *spec.stored_step_shape)
             outputs.append(spec.as_seen(flat).reshape(*request.steps.shape, *spec.step_shape))
-            if spec.chunk_steps == 1 and request.compute is None:
-                planned, copies = _plan(request, flat)
-                runs += planned
+            if _is_of_images(request):
+                planned, copies = _plan(request, flat, max(1, piece_bytes // spec.chunk_bytes))
+                pieces += planned
                 repeated.append((flat, *copies))
             elif spec.is_text:
                 self._read_texts(state, request, flat)
             else:
                 self._read_small(state, request, flat, parallel)
-        self._decode_all(state, runs, parallel)
+        self._decode_all(state, pieces, parallel)
         for flat, places, sources in repeated:
             if len(places):
                 flat[places] = flat[sources]
@@ -151,26 +175,43 @@ class Reader:
 
     # --- arrays of one step per chunk: images --------------------------------------------------------------------
 
-    def _decode_all(self, state: _State, runs: list[_Run], parallel: bool) -> None:
-        waiting = iter(runs)  # shared: each thread takes the next run, so none waits for another's share
+    def _decode_all(self, state: _State, pieces: list[_Piece], parallel: bool) -> None:
+        waiting = iter(pieces)  # shared: each thread takes the next one, so none waits for another's share
 
         def work() -> None:
-            for spec, entry, step, places, out in waiting:
-                segment, chunk = divmod(step, spec.segment_steps)
-                try:
-                    shard = self._shard(state, spec, entry, segment)
-                    if len(places) == 1:  # the usual case of training: every microsecond here is held against decoding
-                        place = places[0]
-                        decode_chunk(spec, shard.chunk(chunk), out[place : place + 1])
-                        continue
-                    for place, data in zip(places, shard.chunks(chunk, len(places)), strict=True):
-                        decode_chunk(spec, data, out[place : place + 1])
-                        step += 1  # noqa: PLW2901 - for the error: the step that was reached
-                except CorruptDataError as error:
-                    raise _located(error, spec, entry, step, step) from error
+            for piece in waiting:
+                self._decode_piece(state, piece)
 
-        nbytes = sum(len(places) * spec.chunk_bytes for spec, _, _, places, _ in runs[:64])
-        state.run(work, len(runs) if parallel and nbytes >= PARALLEL_FROM_BYTES else 1)
+        state.run(work, len(pieces) if parallel else 1)
+
+    def _decode_piece(self, state: _State, piece: _Piece) -> None:
+        spec = piece.spec
+        packed: dict[int, bytes] = {}
+        for entry, step, places in piece.runs:
+            segment, chunk = divmod(step, spec.segment_steps)
+            try:
+                shard = self._shard(state, spec, entry, segment)
+                if len(places) == 1:  # the usual case of training
+                    packed[places[0]] = shard.chunk(chunk)
+                else:
+                    packed.update(zip(places, shard.chunks(chunk, len(places)), strict=True))
+            except CorruptDataError as error:
+                raise _located(error, spec, entry, step, step + len(places) - 1) from error
+        for first, end in piece.stretches:
+            try:
+                decode_chunks(spec, [packed[place] for place in range(first, end)], piece.out[first:end])
+            except CorruptDataError:
+                self._decode_one_by_one(piece, packed)  # says which; if it says none, all are decoded
+                return
+
+    @staticmethod
+    def _decode_one_by_one(piece: _Piece, packed: dict[int, bytes]) -> None:
+        for entry, first, places in piece.runs:
+            for step, place in enumerate(places, first):
+                try:
+                    decode_chunk(piece.spec, packed[place], piece.out[place : place + 1])
+                except CorruptDataError as error:
+                    raise _located(error, piece.spec, entry, step, step) from error
 
     # --- arrays of many steps per chunk --------------------------------------------------------------------------
 
@@ -214,21 +255,39 @@ class Reader:
             block = state.block(spec, instead_of=block)
             missing = {key[0]: key for key in keys}
             free = block.reserve(len(missing))
-        waiting = iter(list(zip(missing.values(), free, strict=True)))
+        wanted = list(missing.values())
+        groups = [slice(start, start + CHUNKS_AT_ONCE) for start in range(0, len(wanted), CHUNKS_AT_ONCE)]
+        waiting = iter(groups)
 
         def work() -> None:
-            for (name, entry, chunk), place in waiting:
-                if request.compute is None:
-                    self._decode_chunk(state, spec, entry, chunk, block.chunk(place))
-                else:
-                    values = request.compute(entry)[chunk * spec.chunk_steps :][: spec.chunk_steps]
-                    block.chunk(place)[: len(values)] = values
-                block.know(name, place)
+            for group in waiting:
+                some = wanted[group]
+                self._fill(state, request, some, block.chunks(free[group.start], len(some)))
+                for (name, _, _), place in zip(some, free[group], strict=True):
+                    block.know(name, place)
 
         # What is computed may read by itself, and must not wait for threads that wait for it.
         many = len(missing) * spec.chunk_bytes >= PARALLEL_FROM_BYTES and request.compute is None
-        state.run(work, len(missing) if parallel and many else 1)
+        state.run(work, len(groups) if parallel and many else 1)
         return block, block.find([key[0] for key in keys])
+
+    def _fill(self, state: _State, request: Request, wanted: list[_ChunkKey], out: np.ndarray) -> None:
+        """Compute or decode chunks that lie side by side in `out`, (n * chunk_steps, *stored_step_shape)."""
+        spec = request.spec
+        if request.compute is not None:
+            for (_, entry, chunk), part in zip(wanted, np.split(out, len(wanted)), strict=True):
+                values = request.compute(entry)[chunk * spec.chunk_steps :][: spec.chunk_steps]
+                part[: len(values)] = values
+            return
+        try:
+            packed = []
+            for _, entry, number in wanted:
+                segment, chunk = divmod(number, spec.chunks_per_shard)
+                packed.append(self._opened(state, spec, entry, segment).chunk(chunk))
+            decode_chunks(spec, packed, out)
+        except CorruptDataError:  # one by one, to say which; if it says none, all are decoded
+            for (_, entry, number), part in zip(wanted, np.split(out, len(wanted)), strict=True):
+                self._decode_chunk(state, spec, entry, number, part)
 
     def _read_texts(self, state: _State, request: Request, out: np.ndarray) -> None:
         spec = request.spec
@@ -247,15 +306,17 @@ class Reader:
     ) -> np.ndarray:
         segment, chunk = divmod(number, spec.chunks_per_shard)
         try:
-            # Where one chunk is all, it is read once and then kept decoded: the open file is not worth keeping.
-            opened = self._open if spec.chunks_per_shard == 1 else self._shard
-            return decode_chunk(spec, opened(state, spec, entry, segment).chunk(chunk), out)
+            return decode_chunk(spec, self._opened(state, spec, entry, segment).chunk(chunk), out)
         except CorruptDataError as error:
             first = number * spec.chunk_steps
             last = min(first + spec.chunk_steps, entry.num_steps) - 1
             raise _located(error, spec, entry, first, last) from error
 
     # --- shards --------------------------------------------------------------------------------------------------
+
+    def _opened(self, state: _State, spec: ArraySpec, entry: Entry, segment: int) -> ShardReader:
+        """Where one chunk is all, it is read once and then kept decoded: the open file is not worth keeping."""
+        return (self._open if spec.chunks_per_shard == 1 else self._shard)(state, spec, entry, segment)
 
     def _shard(self, state: _State, spec: ArraySpec, entry: Entry, segment: int) -> ShardReader:
         key = (state.number, spec.name, entry.digest, segment)
@@ -376,30 +437,56 @@ def _outcome(entry: Entry) -> tuple[Hashable, ...]:
     return entry.result, entry.failure_kind, entry.failure_step
 
 
-def _plan(request: Request, out: np.ndarray) -> tuple[Iterable[_Run], tuple[np.ndarray, np.ndarray]]:
-    """Runs of neighbouring steps in the order of the disk, each step once; then what is copied, and from where."""
-    spec = request.spec
-    rows = request.rows if request.steps.ndim == 1 else np.repeat(request.rows, request.steps.shape[1])
-    steps = request.steps.ravel()
-    order = np.lexsort((steps, rows))
-    rows, steps = rows[order], steps[order]
-    next_episode = np.diff(rows, prepend=-1) != 0
-    distance = np.diff(steps, prepend=-1)
-    first = next_episode | (distance != 0)  # not a repetition of the step before
-    kept = np.flatnonzero(first)
-    begins = next_episode | (distance > 1) | (steps % spec.segment_steps == 0)
-    starts = np.flatnonzero(begins[kept])
-    longest = max(1, MAX_RUN_BYTES // spec.chunk_bytes)
-    places, entries = order[kept].tolist(), request.entries
-    first_steps, first_rows = steps[kept].tolist(), rows[kept].tolist()
-    runs = []
-    for start, end in itertools.pairwise([*starts.tolist(), len(kept)]):
-        for begin in range(start, end, longest):
-            part = places[begin : min(begin + longest, end)]
-            runs.append((spec, entries[first_rows[begin]], first_steps[begin], part, out))
-    repeated = np.flatnonzero(~first)
-    sources = order[kept[np.cumsum(first)[repeated] - 1]]
-    return runs, (order[repeated], sources)
+def _is_of_images(request: Request) -> bool:
+    return request.spec.chunk_steps == 1 and request.compute is None
+
+
+def _plan(request: Request, out: np.ndarray, most: int) -> tuple[Iterable[_Piece], tuple[np.ndarray, np.ndarray]]:
+    """Pieces of at most `most` steps or windows, each step in one of them; then what is copied, and from where."""
+    spec, rows, steps, size = request.spec, request.rows, request.steps, most
+    if steps.ndim == 2:
+        width = steps.shape[-1]
+        rows, steps, size = np.repeat(rows, width), steps.ravel(), most * width
+    if not len(steps):
+        return (), (steps, steps)
+    key = rows * (int(steps.max()) + 2) + steps  # neighbours, and only they, differ by one
+    order = key.argsort(kind="stable")
+    is_first = _goes_not_on(key[order], 0)
+    firsts = order[is_first]
+    number = firsts // size
+    by_piece = number.argsort(kind="stable")
+    firsts, number = firsts[by_piece], number[by_piece]
+    new_run = _goes_not_on(key[firsts], 1) | _goes_not_on(number, 0) | (steps[firsts] % spec.segment_steps == 0)
+    begins = new_run.nonzero()[0]
+    places, heads = firsts.tolist(), firsts[begins]
+    ends = [*begins[1:].tolist(), len(places)]
+    pieces: dict[int, _Piece] = {}
+    for place, row, step, begin, end in zip(
+        heads.tolist(), rows[heads].tolist(), steps[heads].tolist(), begins.tolist(), ends, strict=True
+    ):
+        piece = pieces.get(place // size)
+        if piece is None:
+            piece = pieces[place // size] = _Piece(spec, [], [], out)
+        piece.runs.append((request.entries[row], step, places[begin:end]))
+    if len(places) == len(order):
+        for place in range(0, len(places), most):
+            pieces[place // size].stretches.append((place, min(place + most, len(places))))
+        return pieces.values(), (order[:0], order[:0])
+    in_order = np.sort(firsts)
+    cuts = (_goes_not_on(in_order, 1) | (in_order % most == 0)).nonzero()[0]
+    last = in_order[np.append(cuts[1:], len(in_order)) - 1]
+    for place, end in zip(in_order[cuts].tolist(), (last + 1).tolist(), strict=True):
+        pieces[place // size].stretches.append((place, end))
+    repeated = np.flatnonzero(~is_first)
+    sources = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))[repeated]]
+    return pieces.values(), (order[repeated], sources)
+
+
+def _goes_not_on(values: np.ndarray, distance: int) -> np.ndarray:
+    """Whether each is not the one before plus `distance`; true of the first."""
+    breaks = np.ones(len(values), bool)
+    np.not_equal(values[1:] - values[:-1], distance, out=breaks[1:])
+    return breaks
 
 
 def _located(error: CorruptDataError, spec: ArraySpec, entry: Entry, first: int, last: int) -> CorruptDataError:

@@ -159,8 +159,9 @@ def bench(
     actions, batches of 64), in process and through the stock DataLoader; warm, and partly with a cold page cache; then
     sizes and memory. The default takes about ten minutes.
 
-    Contestants: decoding, tensorstore, tensorstore-hwc, zarr, zarrs, diffusion-policy, note, hdf5, hdf5-gzip,
-    lerobot-image, lerobot-video, webdataset, lance. The extra "bench" brings most, `make setup-lerobot` LeRobot.
+    Contestants: decoding, decoding-16, tensorstore, tensorstore-hwc, zarr, zarrs, diffusion-policy, note, hdf5,
+    hdf5-gzip, lerobot-image, lerobot-video, webdataset, lance. The extra "bench" brings most, `make setup-lerobot`
+    LeRobot.
     """
     from ..bench.many import measure_many
     from ..bench.page import page as write_page

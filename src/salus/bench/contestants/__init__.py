@@ -3,7 +3,7 @@
 from .base import Contestant, UnsupportedError
 from .hdf5 import Hdf5Gzip, Hdf5Plain
 from .lerobot import LeRobotImage, LeRobotVideo
-from .ours import DecodingAlone, Salus
+from .ours import DecodingAlone, DecodingTogether, Salus
 from .tables import Lance, WebDataset
 from .tensorstore import TensorStore, TensorStoreChannelsLast
 from .zarr_python import DiffusionPolicy, NoteChunkPlan, Zarrs, ZarrSharded
@@ -11,6 +11,7 @@ from .zarr_python import DiffusionPolicy, NoteChunkPlan, Zarrs, ZarrSharded
 ALL: tuple[type[Contestant], ...] = (
     Salus,
     DecodingAlone,
+    DecodingTogether,
     TensorStore,
     TensorStoreChannelsLast,
     ZarrSharded,
