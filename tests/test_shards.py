@@ -88,10 +88,9 @@ def test_a_reader_reads_every_chunk() -> None:
 def test_chunks_side_by_side_are_read_at_once() -> None:
     file = Bytes(whole_shard(4, CHUNKS))
     reader = ShardReader(file, SPEC)
-    again = ShardReader(file, SPEC, reader.index)
     file.reads.clear()
-    assert again.chunks(0, 3) == CHUNKS
-    assert again.chunks(1, 2) == CHUNKS[1:]
+    assert reader.chunks(0, 3) == CHUNKS
+    assert reader.chunks(1, 2) == CHUNKS[1:]
     assert file.reads == [(0, 20), (5, 15)]
     again.prefetch(1, 2)
     assert file.hints == [(5, 15)]

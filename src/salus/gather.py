@@ -3,7 +3,7 @@
 A read is planned first: cut into pieces of a few images that lie side by side in the output; in each, steps sorted by
 place, repeated ones dropped, neighbours read together. Then a small pool of threads takes the pieces one by one, reads,
 checks and decodes them; zstd takes a whole piece in one call, without the GIL. What is kept is bounded,
-each with a budget of its own: open files, shard indexes, decoded chunks (64 MiB for each small feature), labels.
+each with a budget of its own: open files with their indexes, decoded chunks (64 MiB for each small feature), labels.
 
 Thread-safety: safe. Fork: a forked child gets fresh caches and threads of its own; plain descriptors survive.
 """
@@ -29,12 +29,11 @@ from .errors import CorruptDataError
 from .layout import ArraySpec, recorded_arrays
 from .log.entries import Entry
 from .schema import Schema
-from .shards import ShardIndex, ShardReader
+from .shards import ShardReader
 from .storage import Storage
 
 MAX_THREADS = 8
 MAX_OPEN_FILES = 2048
-INDEX_CACHE_BYTES = 64 * 2**20
 CHUNK_CACHE_BYTES = 64 * 2**20
 LABEL_CACHE_BYTES = 32 * 2**20
 CHUNKS_AT_ONCE = 16
@@ -131,13 +130,14 @@ class Reader:
         """
         state = self._fresh_state()
         empty = empty or buffers.default.empty
-        outputs: list[np.ndarray] = []
-        pieces: list[_Piece] = []
-        repeated = []
-        nbytes = sum(len(r.steps.ravel()) * r.spec.chunk_bytes for r in requests if _is_of_images(r))
-        parallel = parallel and nbytes >= PARALLEL_FROM_BYTES
+        nbytes = sum(request.steps.size * request.spec.chunk_bytes for request in requests if _is_of_images(request))
+        threads = state.process.threads if parallel and nbytes >= PARALLEL_FROM_BYTES else 1
         # Small enough that no thread waits long for the last piece of another.
-        piece_bytes = min(PIECE_BYTES, nbytes // (4 * state.process.threads)) if parallel else PIECE_BYTES
+        piece_bytes = PIECE_BYTES if threads == 1 else min(PIECE_BYTES, nbytes // (4 * threads))
+        outputs: list[np.ndarray] = []
+        small: list[Callable[[], None]] = []
+        pieces: list[Callable[[], None]] = []
+        repeated = []
         for request in requests:
             spec = request.spec
             out = empty((*request.steps.shape, *spec.stored_step_shape), spec.numpy_dtype)
@@ -145,13 +145,19 @@ class Reader:
             outputs.append(spec.as_seen(flat).reshape(*request.steps.shape, *spec.step_shape))
             if _is_of_images(request):
                 planned, copies = _plan(request, flat, max(1, piece_bytes // spec.chunk_bytes))
-                pieces += planned
+                pieces += [functools.partial(self._decode_piece, state, piece) for piece in planned]
                 repeated.append((flat, *copies))
             elif spec.is_text:
-                self._read_texts(state, request, flat)
+                small.append(functools.partial(self._read_texts, state, request, flat))
             else:
-                self._read_small(state, request, flat, parallel)
-        self._decode_all(state, pieces, parallel)
+                small.append(functools.partial(self._read_small, state, request, flat, parallel))
+        waiting = iter([*small, *pieces])  # shared: each thread takes the next one, so none waits for another's share
+
+        def work() -> None:
+            for job in waiting:
+                job()
+
+        state.run(work, min(threads, len(small) + len(pieces)))
         for flat, places, sources in repeated:
             if len(places):
                 flat[places] = flat[sources]
@@ -174,15 +180,6 @@ class Reader:
         return self._fresh_state().labels.get((entry.digest, *_outcome(entry)), compute)
 
     # --- arrays of one step per chunk: images --------------------------------------------------------------------
-
-    def _decode_all(self, state: _State, pieces: list[_Piece], parallel: bool) -> None:
-        waiting = iter(pieces)  # shared: each thread takes the next one, so none waits for another's share
-
-        def work() -> None:
-            for piece in waiting:
-                self._decode_piece(state, piece)
-
-        state.run(work, len(pieces) if parallel else 1)
 
     def _decode_piece(self, state: _State, piece: _Piece) -> None:
         spec = piece.spec
@@ -316,17 +313,19 @@ class Reader:
 
     def _opened(self, state: _State, spec: ArraySpec, entry: Entry, segment: int) -> ShardReader:
         """Where one chunk is all, it is read once and then kept decoded: the open file is not worth keeping."""
-        return (self._open if spec.chunks_per_shard == 1 else self._shard)(state, spec, entry, segment)
+        if spec.chunks_per_shard == 1:
+            return self._open(spec, entry, segment)
+        return self._shard(state, spec, entry, segment)
 
     def _shard(self, state: _State, spec: ArraySpec, entry: Entry, segment: int) -> ShardReader:
         key = (state.number, spec.name, entry.digest, segment)
         shard = state.process.files.find(key)
         if shard is None:
-            shard = self._open(state, spec, entry, segment)
+            shard = self._open(spec, entry, segment)
             state.process.files.keep(key, shard)
         return shard
 
-    def _open(self, state: _State, spec: ArraySpec, entry: Entry, segment: int) -> ShardReader:
+    def _open(self, spec: ArraySpec, entry: Entry, segment: int) -> ShardReader:
         key = spec.shard_key(entry.slot, segment)
         expected = self._shard_size(spec, entry, segment)
         file = self.storage.open_shard(key)
@@ -334,14 +333,7 @@ class Reader:
             raise CorruptDataError("the shard is missing")
         if file.size != expected:
             raise CorruptDataError(f"the shard has {file.size} bytes, expected {expected}")
-        if spec.chunk_steps > 1:
-            return ShardReader(file, spec)
-        name = (spec.name, entry.digest, segment)
-        index = state.indexes.find(name)
-        shard = ShardReader(file, spec, index)
-        if index is None:
-            state.indexes.keep(name, shard.index)
-        return shard
+        return ShardReader(file, spec)
 
     def _shard_size(self, spec: ArraySpec, entry: Entry, segment: int) -> int:
         ranks, segments = self._ranks[entry.schema_revision], spec.segments(entry.num_steps)
@@ -398,7 +390,6 @@ class _State:
     def __init__(self) -> None:
         self.process = process = _this_process()
         self.number = number = next(process.numbers)
-        self.indexes: Cache[ShardIndex] = Cache(INDEX_CACHE_BYTES, lambda index: index.nbytes)
         self.texts: Cache[np.ndarray] = Cache(CHUNK_CACHE_BYTES, lambda texts: texts.nbytes + sum(map(len, texts)))
         self.labels: Cache[Labels] = Cache(LABEL_CACHE_BYTES, lambda pair: pair[0].nbytes + pair[1].nbytes)
         self._blocks: dict[str, ChunkBlock] = {}

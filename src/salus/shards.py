@@ -137,11 +137,6 @@ class ShardIndex:
         self._tail = tail
         self._end = end
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes in memory, about."""
-        return len(self._tail) + 128
-
     def place(self, chunk: int) -> tuple[int, int]:
         """Offset and size of one inner chunk.
 
@@ -162,7 +157,6 @@ class ShardReader:
     Args:
         file: The object.
         spec: The array that it belongs to.
-        index: Its index, where it is known already.
 
     Raises:
         CorruptDataError: The index does not hold.
@@ -172,19 +166,17 @@ class ShardReader:
 
     __slots__ = ("_file", "_whole", "index")
 
-    def __init__(self, file: StoredFile, spec: ArraySpec, index: ShardIndex | None = None) -> None:
+    def __init__(self, file: StoredFile, spec: ArraySpec) -> None:
         self._file = file
         self._whole: bytes | None = None
-        if index is None:
-            index_size = spec.chunks_per_shard * _PLACE.size + _CHECKSUM
-            end = file.size - index_size
-            if spec.chunk_steps == spec.segment_steps > 1:  # all but the index is one chunk: one read, not two
-                self._whole = file.read(0, file.size)
-                tail = self._whole[max(end, 0) :]
-            else:
-                tail = file.read(max(end, 0), index_size)
-            index = ShardIndex(tail, end)
-        self.index = index
+        index_size = spec.chunks_per_shard * _PLACE.size + _CHECKSUM
+        end = file.size - index_size
+        if spec.chunk_steps == spec.segment_steps > 1:  # all but the index is one chunk: one read, not two
+            self._whole = file.read(0, file.size)
+            tail = self._whole[max(end, 0) :]
+        else:
+            tail = file.read(max(end, 0), index_size)
+        self.index = ShardIndex(tail, end)
 
     def chunk(self, number: int) -> bytes:
         """The encoded bytes of one inner chunk."""
