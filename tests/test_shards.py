@@ -92,7 +92,7 @@ def test_chunks_side_by_side_are_read_at_once() -> None:
     assert reader.chunks(0, 3) == CHUNKS
     assert reader.chunks(1, 2) == CHUNKS[1:]
     assert file.reads == [(0, 20), (5, 15)]
-    again.prefetch(1, 2)
+    reader.prefetch(1, 2)
     assert file.hints == [(5, 15)]
 
 
