@@ -290,6 +290,21 @@ def test_transforms_run_and_a_failing_one_says_where(dataset: salus.Dataset) -> 
     assert f"episode {dataset[2].uid}, step 7" in caught.value.__notes__[0]
 
 
+def test_mistakes_of_functions_and_devices_are_named(dataset: salus.Dataset) -> None:
+    forgotten = WindowDataset(dataset, {"states": 0}, transform=lambda _: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(InvalidInputError, match="transform: got None, expected the sample") as caught:
+        next(iter(Loader(forgotten, 4)))
+    assert f"episode {dataset[0].uid}, step 0" in caught.value.__notes__[0]
+    with pytest.raises(ZeroDivisionError) as raised:
+        WindowDataset(dataset, {"states": 0}, where=lambda _: np.array([1 // 0]))
+    assert raised.value.__notes__ == [f"salus: in where= of episode {dataset[0].uid}"]
+    with pytest.raises(InvalidInputError, match=r"got slice\(0, 3, None\), expected the number of a sample"):
+        WindowDataset(dataset, {"states": 0})[0:3]  # type: ignore[index]
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidInputError, match="got 'cuda', but PyTorch finds no CUDA here"):
+            Loader(WindowDataset(dataset, {"states": 0}), 4, device="cuda")
+
+
 def test_damage_names_episode_and_step(windows: WindowDataset, dataset: salus.Dataset) -> None:
     entry = dataset[3]
     shard = Path(dataset.url) / "images" / f"c.{entry.slot}.1.0.0.0"

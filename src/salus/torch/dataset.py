@@ -97,7 +97,7 @@ class WindowDataset(TorchDataset[Sample]):
                 _check_linear(name, view)
             if name in taken:
                 raise InvalidInputError(f"windows: a feature called {name!r} would hide the {name!r} of the sample")
-        valid = None if where is None else [_checked_mask(episode, where(episode)) for episode in view]
+        valid = None if where is None else [_mask(where, episode) for episode in view]
         lengths = np.array(view.episodes["num_steps"], np.int64)
         bounds = _bounds(view, list(self._windows.values()), lengths, pad_before, pad_after)
         self._index = WindowIndex(lengths, valid, bounds=bounds, stride=stride)
@@ -116,6 +116,8 @@ class WindowDataset(TorchDataset[Sample]):
 
     def __getitem__(self, sample: int) -> Sample:
         """One sample; negative numbers count from the end."""
+        if isinstance(sample, bool) or not isinstance(sample, int | np.integer):
+            raise InvalidInputError(f"windows: got {sample!r}, expected the number of a sample; several: batch([0, 1])")
         if not -len(self) <= sample < len(self):
             raise IndexError(f"sample {sample}: out of range, there are {len(self)}")
         return self.__getitems__([sample % len(self)])[0]
@@ -131,7 +133,10 @@ class WindowDataset(TorchDataset[Sample]):
         samples = []
         for row in rows:
             try:
-                samples.append(self.transform(dict(row)) if self.transform is not None else row)
+                sample = self.transform(dict(row)) if self.transform is not None else row
+                if sample is None:
+                    raise InvalidInputError("transform: got None, expected the sample; the function returns it")
+                samples.append(sample)
             except Exception as error:
                 uid = self.view[int(row["episode"])].uid
                 error.add_note(f"salus: in the transform of episode {uid}, step {int(row['step'])}; {self.view.url}")
@@ -340,6 +345,15 @@ def _as_tensors(arrays: Mapping[str, np.ndarray], shared: SharedMemory | None) -
         else:
             values[name] = torch.from_numpy(array) if tensor is None else tensor
     return values
+
+
+def _mask(where: Callable[[Episode], np.ndarray], episode: Episode) -> np.ndarray:
+    try:
+        steps = where(episode)
+    except Exception as error:
+        error.add_note(f"salus: in where= of episode {episode.uid}")
+        raise
+    return _checked_mask(episode, steps)
 
 
 def _checked_mask(episode: Episode, mask: Any) -> np.ndarray:

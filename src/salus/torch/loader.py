@@ -397,6 +397,8 @@ def _device(given: str | torch.device) -> torch.device:
         raise InvalidInputError(
             f"Loader: device: got {given!r}, expected 'cuda', 'cuda:1' or another: {error}"
         ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(f"Loader: device: got {given!r}, but PyTorch finds no CUDA here; leave device out")
     return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
