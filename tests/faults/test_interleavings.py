@@ -264,6 +264,20 @@ def test_any_interleaving_of_the_protocol(part: int) -> None:
         run_named(seed)
 
 
+def test_a_late_episode_that_is_longer_than_all_published_ones() -> None:
+    """Its row lies within the published extent of slots, but not of steps. Schedule 3383 found it."""
+    world = World(MemoryStorage(Schedule(0)))
+    world.storage.watch = PlainReader(world.storage.objects).look
+    put_revision(world.storage, 0, SCHEMA)
+    late, early = claim_slot(world.storage, new_uid()), claim_slot(world.storage, new_uid())
+    for slot, num_steps in ((early, 1), (late, 2)):
+        shards = tuple(shard_info(spec, slot) for spec in SPECS)
+        record = Record(slot, new_uid(), "committed", num_steps=num_steps, shards=shards)
+        world.storage.put_new(record_key(slot), record.to_bytes())
+        publish(world.storage)
+    assert rows_of(world.storage.objects, 2)[0] == [2, 1]
+
+
 def run_named(seed: int) -> int:
     try:
         return run_schedule(seed)

@@ -62,18 +62,38 @@ def publish(storage: Storage, *, known: Snapshot | None = None, whole: bool = Fa
         sync_log(storage, rows)  # the rows before are durable: the root that speaks of them came after
         writer = _RowWriter(storage, schemas, snapshot)
         writer.put_derived(rows)
+        published = {
+            "slots": snapshot.num_slots,
+            "open": snapshot.open_slots,
+            "amendments": len(snapshot.amendments),
+        }
+        if mark is not None and root is not None and writer.longest(rows, mark["slots"]) > mark["steps"]:
+            # A row that plain readers see already becomes an episode longer than all before: the room for it first.
+            root = _put_metadata(storage, schemas, mark["slots"], snapshot.longest, _published(root), root)
         writer.put_index(rows, whole=mark is None)
-        _put_metadata(storage, schemas, snapshot, root)
+        _put_metadata(storage, schemas, snapshot.num_slots, snapshot.longest, published, root)
     return snapshot
 
 
 def _mark(root: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the root says was published: num_slots, open_slots, amendments."""
-    try:
-        mark: dict[str, Any] = root["attributes"]["salus"]["published"]  # type: ignore[index]  # None is caught
-        return {"slots": int(mark["slots"]), "open": set(mark["open"]), "amendments": int(mark["amendments"])}
-    except (KeyError, TypeError, ValueError):
+    """What the root says was published: slots, open slots, amendments, steps of the longest episode."""
+    if root is None:
         return None
+    try:
+        mark, arrays = _published(root), root["consolidated_metadata"]["metadata"]
+        return {
+            "slots": int(mark["slots"]),
+            "open": set(mark["open"]),
+            "amendments": int(mark["amendments"]),
+            "steps": int(arrays[TIMESTAMP]["shape"][1]),
+        }
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
+
+
+def _published(root: dict[str, Any]) -> dict[str, Any]:
+    published: dict[str, Any] = root["attributes"]["salus"]["published"]
+    return published
 
 
 def _changed_rows(snapshot: Snapshot, mark: dict[str, Any] | None) -> list[int]:
@@ -95,6 +115,10 @@ class _RowWriter:
         self._schemas = schemas
         self._snapshot = snapshot
         self._rows: dict[int, tuple[int, str]] = {}
+
+    def longest(self, rows: list[int], below: int) -> int:
+        """Steps of the longest episode among those rows that lie below a slot."""
+        return max((self._row(slot)[0] for slot in rows if slot < below), default=0)
 
     def put_index(self, rows: list[int], *, whole: bool) -> None:
         """A row exists for plain readers while it has a length: so that goes first, and comes last."""
@@ -207,21 +231,25 @@ def _read_stamps(storage: Storage, spec: ArraySpec, entry: Entry) -> np.ndarray:
     return np.concatenate(parts)[: entry.num_steps]
 
 
-def _put_metadata(storage: Storage, schemas: list[Schema], snapshot: Snapshot, root: dict[str, Any] | None) -> None:
-    slots, steps = snapshot.num_slots, snapshot.longest
+def _put_metadata(
+    storage: Storage,
+    schemas: list[Schema],
+    slots: int,
+    steps: int,
+    published: dict[str, Any],
+    root: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Write the metadata of all arrays, then the root, where they differ; returns the root."""
     arrays = {name: array_metadata(spec, slots, steps) for name, spec in array_specs(schemas[-1]).items()}
     for name in (METADATA, LENGTH):
         arrays[name] = index_metadata(name, slots)
     for name, document in arrays.items():  # episode_length is the last of them
         _put_json(storage, f"{name}/zarr.json", document)
     document = root_metadata(schemas[-1], len(schemas) - 1, arrays)
-    document["attributes"]["salus"]["published"] = {
-        "slots": slots,
-        "open": snapshot.open_slots,
-        "amendments": len(snapshot.amendments),
-    }
+    document["attributes"]["salus"]["published"] = published
     if document != root:
         _put_json(storage, _ROOT, document)
+    return document
 
 
 def _put_json(storage: Storage, key: str, document: dict[str, Any]) -> None:
