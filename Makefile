@@ -7,7 +7,7 @@ PYTHON_NEWEST ?= $(call first_that_runs,python3.13 $(wildcard $(HOME)/.pyenv/ver
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup setup-lerobot demo test test-newest check format lint types layers docs bench clean
+.PHONY: setup setup-lerobot demo test test-newest check format lint types layers docs bench torture clean
 
 setup: $(READY) $(ZARRITA)  ## create .venv with everything that development needs
 
@@ -68,6 +68,9 @@ layers: $(READY)
 
 docs: $(READY)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+torture: $(READY)  ## the promises at their full figures, for hours; goes on where it was stopped; writes docs/reliability.md
+	$(BIN)/python -W ignore -m tests.faults.torture
 
 bench: $(READY)  ## the measurements that README and docs quote; `make setup-lerobot` before brings LeRobot in
 	$(BIN)/salus bench --many 500 --chart docs/images/performance.svg --page docs/performance.md

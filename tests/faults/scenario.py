@@ -4,6 +4,7 @@ The process is warm (salus and zarr are imported once) and single-purpose: it fo
 on stdin, lets it die, and answers with one line of JSON: how the child ended, and what it had acknowledged by then.
 
     {"crash_before": n, "path": …}           die before the n-th call that changes files, counted from 1
+    {"fail_at": n, "errno": e, "lasting": bool, "path": …}   let the n-th such call fail, or it and all after it
     {"kill_after": seconds, "path": …, "seed": k}   record in a loop from seed k on, until SIGKILL
 """
 
@@ -159,6 +160,22 @@ class CrashBefore:
             self.step(event)
 
 
+class FailAt(CrashBefore):
+    """Lets the n-th call that changes files fail with an error, or that one and all later ones."""
+
+    def __init__(self, number: int, code: int, *, lasting: bool) -> None:
+        super().__init__(number)
+        self._code = code
+        self._lasting = lasting
+
+    def step(self, name: str) -> None:
+        with self._lock:
+            self.calls.append(name)
+            fails = len(self.calls) == self._number or (self._lasting and len(self.calls) > self._number)
+        if fails:
+            raise OSError(self._code, os.strerror(self._code))
+
+
 class Warm:
     """The warm process, from the side of the test."""
 
@@ -243,6 +260,15 @@ def _child(command: dict[str, Any], writing: int) -> None:
             crash.install()
             run_script(Path(command["path"]), acknowledge)
             acknowledge("finished", calls=crash.calls)
+        elif "fail_at" in command:
+            salus.recorder.files.FLUSH_INTERVAL_S = 0
+            failing = FailAt(command["fail_at"], command["errno"], lasting=command["lasting"])
+            failing.install()
+            try:
+                run_script(Path(command["path"]), acknowledge)
+            except salus.SalusError as error:
+                acknowledge("refused", error=f"{type(error).__name__}: {error}")
+            acknowledge("finished", calls=failing.calls)
         else:
             record_endlessly(Path(command["path"]), command["seed"], acknowledge)
         status = 0

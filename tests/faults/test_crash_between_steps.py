@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,22 +46,26 @@ def warm() -> Iterator[Warm]:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_crash_between_any_two_steps_loses_nothing_acknowledged(warm: Warm, memory_path: Path, part: int) -> None:
     crashes, number = 0, part + 1
-    while True:
-        path = memory_path / f"{number}.zarr"
-        answer = warm.ask(crash_before=number, path=path)
-        events = dict(answer["acknowledged"]) | {"number": number}
-        if answer["status"] == 0:
-            break
-        assert answer["status"] == CRASHED, answer
-        committed = [details for event, details in answer["acknowledged"] if event == "committed"]
-        if "created" in events:
-            check_plain_zarr_meanwhile(path)
-        check_what_is_there(path, events, committed)
-        check_that_work_goes_on(path, events)
-        shutil.rmtree(path)
+    while crash_before(warm, memory_path / f"{number}.zarr", number):
         crashes, number = crashes + 1, number + PARTS
-    assert events["deleted"] == {}
     assert crashes > 60, "the script has become shorter than this test thinks"
+
+
+def crash_before(warm: Warm, path: Path, number: int) -> bool:
+    """One crash, and what must hold after it; False where the script has fewer calls."""
+    answer = warm.ask(crash_before=number, path=path)
+    events = dict(answer["acknowledged"]) | {"number": number}
+    if answer["status"] == 0:
+        assert events["deleted"] == {}
+        return False
+    assert answer["status"] == CRASHED, answer
+    committed = [details for event, details in answer["acknowledged"] if event == "committed"]
+    if "created" in events:
+        check_plain_zarr_meanwhile(path)
+    check_what_is_there(path, events, committed)
+    check_that_work_goes_on(path, events)
+    shutil.rmtree(path)
+    return True
 
 
 def test_the_script_makes_every_kind_of_call(warm: Warm, memory_path: Path) -> None:
@@ -136,10 +143,15 @@ def check_plain_zarr_meanwhile(path: Path) -> None:
 
 
 def test_kills_at_random_times_lose_nothing_acknowledged(warm: Warm, memory_path: Path) -> None:
-    path, rng = memory_path / "data.zarr", random.Random(0)  # noqa: S311 - delays
+    kill_at_random(warm, memory_path / "data.zarr", 30, seed=0)
+
+
+def kill_at_random(warm: Warm, path: Path, kills: int, *, seed: int) -> int:
+    """Kill a recording again and again, and look each time; returns how many episodes were acknowledged."""
+    rng = random.Random(seed)  # noqa: S311 - delays
     acknowledged: dict[str, int] = {}
     checked: set[str] = set()
-    for kill in range(30):
+    for kill in range(kills):
         answer = warm.ask(kill_after=rng.uniform(0.005, 0.12), path=path, seed=kill * 1000)
         assert answer["status"] == -9, answer
         acknowledged |= {details["uid"]: details["seed"] for _, details in answer["acknowledged"]}
@@ -147,11 +159,11 @@ def test_kills_at_random_times_lose_nothing_acknowledged(warm: Warm, memory_path
         assert set(acknowledged) <= set(found)
         assert checked <= set(found)
         for uid in set(found) - checked:
-            seed = found[uid].metadata["seed"]
-            assert acknowledged.get(uid, seed) == seed
-            check_episode(found[uid], seed, looped_length(seed))
+            seed_found = found[uid].metadata["seed"]
+            assert acknowledged.get(uid, seed_found) == seed_found
+            check_episode(found[uid], seed_found, looped_length(seed_found))
         checked = set(found)
-    assert len(acknowledged) > 10  # else the kills came too early to mean anything
+    assert len(acknowledged) > kills / 3  # else the kills came too early to mean anything
     seeds = [episode.metadata["seed"] for episode in salus.open(path)]
     assert len(set(seeds)) == len(seeds)
     dataset = salus.open(path, mode="a")
@@ -159,3 +171,32 @@ def test_kills_at_random_times_lose_nothing_acknowledged(warm: Warm, memory_path
     check_plain_zarr(path, dataset)
     for episode in dataset:
         check_episode(episode, episode.metadata["seed"], looped_length(episode.metadata["seed"]))
+    return len(acknowledged)
+
+
+def main() -> None:
+    """Crash and kill as often as the command line says: before a step; and at random times, 100 in a dataset."""
+    between, at_random = int(sys.argv[1]), int(sys.argv[2])
+    began, warm, crashes, acknowledged = time.monotonic(), Warm(), 0, 0
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="salus-crash-") as folder:
+        number = 1
+        while crashes < between:
+            path = Path(folder) / "data.zarr"
+            if crash_before(warm, path, number):
+                crashes, number = crashes + 1, number + 1
+            else:
+                number = 1
+            shutil.rmtree(path, ignore_errors=True)
+        for seed in range(-(-at_random // 100)):
+            path = Path(folder) / f"{seed}.zarr"
+            acknowledged += kill_at_random(warm, path, min(100, at_random - 100 * seed), seed=seed)
+            shutil.rmtree(path)
+    warm.close()
+    print(  # noqa: T201
+        f"{crashes} crashes between steps, {at_random} kills at random times, {acknowledged} episodes acknowledged, "
+        f"{time.monotonic() - began:.0f} s: none lost, none there in part, always resumed"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The promises at their full figures, test by test: `make torture`, which writes docs/reliability.md.
+
+    python -m tests.faults.torture [--share 0.1] [--only NAME]
+
+What has run is kept in torture.tmp/results.json, so a run that was stopped goes on; `--again` runs everything anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_ROOT = Path(__file__).parents[2]
+_RESULTS = _ROOT / "torture.tmp" / "results.json"
+_PAGE = _ROOT / "docs" / "reliability.md"
+
+
+class Trial(NamedTuple):
+    """One test at its figures.
+
+    Attributes:
+        name: Short.
+        promise: What it tries to break.
+        module: Run as `python -m` with the figures as arguments; its last line says what it did.
+        figures: What is asked for.
+    """
+
+    name: str
+    promise: str
+    module: str
+    figures: tuple[int, ...]
+
+
+TRIALS = (
+    Trial(
+        "kills",
+        "SIGKILL before each call that changes files, and at random times: what was committed is there, nothing is "
+        "there in part, and recording goes on",
+        "test_crash_between_steps",
+        (5_000, 2_000),
+    ),
+    Trial(
+        "power loss",
+        "Every operation of a recording replayed on a disk that loses, reorders and tears all that was not synced",
+        "test_power_loss",
+        (100_000,),
+    ),
+    Trial(
+        "refused calls",
+        "Each call that changes files refused, once or from then on: ENOSPC, EIO, EDQUOT, EMFILE, EROFS, ESTALE, "
+        "EACCES. Each is a typed error, and the dataset stays whole",
+        "test_error_injection",
+        (20_000,),
+    ),
+    Trial(
+        "interleavings",
+        "Writers, recoverers, publishers, checkpointers, editors, taggers and readers in drawn orders, crashing "
+        "anywhere; the real log code on a storage in memory",
+        "test_interleavings",
+        (50_000,),
+    ),
+)
+
+
+def run(trial: Trial, share: float) -> dict[str, Any]:
+    """Run one trial at a share of its figures."""
+    figures = [max(1, round(figure * share)) for figure in trial.figures]
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.faults.{trial.module}", *map(str, figures)]
+    began = time.monotonic()
+    done = subprocess.run(command, check=False, cwd=_ROOT, capture_output=True, text=True)
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "figures": figures,
+        "passed": done.returncode == 0,
+        "said": lines[-1] if lines else "",
+        "output": [] if done.returncode == 0 else lines[-60:],
+        "seconds": round(time.monotonic() - began),
+        "machine": f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    }
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """docs/reliability.md."""
+    lines = [
+        "# Reliability",
+        "",
+        "<!-- Written by `make torture`: do not edit, run it again. -->",
+        "",
+        "What SALUS promises is tested by breaking things. `make check` runs a cut of each trial below; `make torture`",
+        "runs them at full length, one by one, and writes this page. Files lie in memory (`/dev/shm`) while it runs.",
+        "The processes that die are real ones, except in the replayed power losses and the interleavings.",
+        "",
+        "| trial | asked | run | outcome |",
+        "|---|---:|---:|---|",
+    ]
+    for trial in TRIALS:
+        asked = " + ".join(f"{figure:,}" for figure in trial.figures)
+        result = results.get(trial.name)
+        if result is None:
+            lines.append(f"| {trial.name} | {asked} | – | not run |")
+        else:
+            ran = " + ".join(f"{figure:,}" for figure in result["figures"])
+            lines.append(f"| {trial.name} | {asked} | {ran} | {'passed' if result['passed'] else '**failed**'} |")
+    for trial in TRIALS:
+        result = results.get(trial.name)
+        lines += ["", f"## {trial.name[0].upper()}{trial.name[1:]}", "", f"{trial.promise}.", ""]
+        if result is None:
+            lines.append(f"Not run yet: `python -m tests.faults.torture --only '{trial.name}'`.")
+        else:
+            lines.append(f"{result['date']}, {result['machine']}, {result['seconds']:,} s: {result['said']}.")
+        lines.append(f"The test: `tests/faults/{trial.module}.py`.")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what has not run, and write the page after each trial."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=1.0, help="of the figures; 0.1 takes minutes, not hours")
+    parser.add_argument("--only", help="one trial")
+    parser.add_argument("--again", action="store_true", help="also what has run already")
+    arguments = parser.parse_args()
+    if arguments.only not in (None, *(trial.name for trial in TRIALS)):
+        parser.error(f"no trial {arguments.only!r}; there are {', '.join(trial.name for trial in TRIALS)}")
+    _RESULTS.parent.mkdir(exist_ok=True)
+    results: dict[str, dict[str, Any]] = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
+    failed = False
+    for trial in TRIALS:
+        if arguments.only not in (None, trial.name) or (trial.name in results and not arguments.again):
+            continue
+        sys.stderr.write(f"{trial.name} …\n")
+        results[trial.name] = result = run(trial, arguments.share)
+        sys.stderr.write("\n".join(result["output"]) + f"{result['said']} ({result['seconds']} s)\n")
+        failed |= not result["passed"]
+        _RESULTS.write_text(json.dumps(results, indent=1))
+        _PAGE.write_text(page(results), encoding="utf-8")
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()
