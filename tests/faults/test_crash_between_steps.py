@@ -143,7 +143,8 @@ def check_plain_zarr_meanwhile(path: Path) -> None:
 
 
 def test_kills_at_random_times_lose_nothing_acknowledged(warm: Warm, memory_path: Path) -> None:
-    kill_at_random(warm, memory_path / "data.zarr", 30, seed=0)
+    # Fewer acknowledged would mean that the kills came too early to say anything.
+    assert kill_at_random(warm, memory_path / "data.zarr", 30, seed=0) > 10
 
 
 def kill_at_random(warm: Warm, path: Path, kills: int, *, seed: int) -> int:
@@ -163,7 +164,6 @@ def kill_at_random(warm: Warm, path: Path, kills: int, *, seed: int) -> int:
             assert acknowledged.get(uid, seed_found) == seed_found
             check_episode(found[uid], seed_found, looped_length(seed_found))
         checked = set(found)
-    assert len(acknowledged) > kills / 3  # else the kills came too early to mean anything
     seeds = [episode.metadata["seed"] for episode in salus.open(path)]
     assert len(set(seeds)) == len(seeds)
     dataset = salus.open(path, mode="a")
