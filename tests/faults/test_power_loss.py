@@ -146,16 +146,16 @@ def test_a_record_before_its_shards_is_found(operations: list[Operation], memory
 
 
 def main() -> None:
-    """Look at as many states as the command line says; a second number is the seed."""
-    most, seed, began = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, time.monotonic()
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="salus-power-") as name:
-        operations = logged_script(Path(name))
-        replay = Replay(Path(name) / "states", seed)
-        replay.run(operations, most=most)
-    seconds = time.monotonic() - began
+    """Look at as many states as the command line says, of one recording after another."""
+    most, states, recordings, began = int(sys.argv[1]), 0, 0, time.monotonic()
+    while states < most:
+        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="salus-power-") as name:
+            replay = Replay(Path(name) / "states", seed=recordings)
+            replay.run(logged_script(Path(name)), most=min(most - states, 20_000))
+        states, recordings = states + replay.states, recordings + 1
     print(  # noqa: T201
-        f"{replay.states} states after {replay.points} points of {len(operations)} operations, seed {seed}, "
-        f"{seconds:.0f} s: nothing acknowledged was lost, nothing was there in part"
+        f"{states} states after power losses at {replay.points} points of {recordings} recordings, "
+        f"{time.monotonic() - began:.0f} s: nothing acknowledged was lost, nothing was there in part"
     )
 
 

@@ -31,12 +31,14 @@ class Trial(NamedTuple):
         promise: What it tries to break.
         module: Run as `python -m` with the figures as arguments; its last line says what it did.
         figures: What is asked for.
+        joined: What stands between them.
     """
 
     name: str
     promise: str
     module: str
     figures: tuple[int, ...]
+    joined: str = " + "
 
 
 TRIALS = (
@@ -59,6 +61,14 @@ TRIALS = (
         "EACCES. Each is a typed error, and the dataset stays whole",
         "test_error_injection",
         (20_000,),
+    ),
+    Trial(
+        "parallel writers",
+        "Writer processes on one dataset, a tenth of them killed, while four readers look on: 64 writers, 200 episodes "
+        "each, 20 rounds",
+        "test_many_writers",
+        (64, 200, 20),
+        " × ",
     ),
     Trial(
         "interleavings",
@@ -103,12 +113,12 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "|---|---:|---:|---|",
     ]
     for trial in TRIALS:
-        asked = " + ".join(f"{figure:,}" for figure in trial.figures)
+        asked = trial.joined.join(f"{figure:,}" for figure in trial.figures)
         result = results.get(trial.name)
         if result is None:
             lines.append(f"| {trial.name} | {asked} | – | not run |")
         else:
-            ran = " + ".join(f"{figure:,}" for figure in result["figures"])
+            ran = trial.joined.join(f"{figure:,}" for figure in result["figures"])
             lines.append(f"| {trial.name} | {asked} | {ran} | {'passed' if result['passed'] else '**failed**'} |")
     for trial in TRIALS:
         result = results.get(trial.name)
