@@ -179,7 +179,7 @@ def _check_levels(body: bytes, dtype: np.dtype[Any]) -> int:
     sizes = [after - before for before, after in itertools.pairwise(bounds)]
     if min(sizes) < 0 or count < 2 or sum(size << level for level, size in enumerate(sizes)) != count:
         raise ValueError(f"a sketch of {count} values whose levels hold others")
-    size = start + (2 + sum(sizes)) * dtype.itemsize
+    size: int = start + (2 + sum(sizes)) * dtype.itemsize
     if len(body) != size:
         raise ValueError(f"a sketch of {len(body)} bytes, expected {size}")
     values = np.frombuffer(body, dtype, offset=start)
@@ -196,8 +196,7 @@ def _check_levels(body: bytes, dtype: np.dtype[Any]) -> int:
 def _capacity(num_levels: int) -> int:
     """How many values a sketch of that many levels has room for: k · (2/3)ᵈ at depth d, rounded, and at least M."""
     doubled = [(2 << depth) * RECORD_K // _POWERS_OF_3[depth] for depth in range(num_levels)]
-    total: int = sum(max(_M, (size + 1) // 2) for size in doubled)
-    return total
+    return sum(max(_M, (size + 1) // 2) for size in doubled)
 
 
 def _kind(dtype: np.dtype[Any]) -> Any:
