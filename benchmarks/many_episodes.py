@@ -3,7 +3,7 @@
     python benchmarks/many_episodes.py [folder] [--keep]
 
 100 episodes of 200 steps, two 224 × 224 cameras, are recorded. The large dataset has their shards again and again,
-under new slots, as hard links; each of its records carries a few kB of statistics. Its names and its records are those
+under new slots, as hard links; each of its records carries its statistics. Its names and its records are those
 of 100,000 episodes; the bytes of its images lie in the page cache, as those of the small one do.
 Needs 5 GB of disk and 3 to 5 minutes, most of them for the set-up.
 """
@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -74,22 +73,12 @@ def record_few(path: Path) -> None:
             recorder.record_episode({"front": front, "wrist": front[::-1], **values}, task, outcome=outcome)
 
 
-def statistics(random: np.random.Generator) -> dict[str, Any]:
-    """Of each component: extremes, moments, and a sketch of its quantiles; about 4 kB of JSON."""
-    sketch = {"min": 0.0, "max": 1.0, "mean": 0.5, "std": 0.25, "count": STEPS}
-    return {
-        name: [{**sketch, "quantiles": np.round(np.sort(random.normal(size=17)), 6).tolist()} for _ in range(size)]
-        for name, size in {"front": 3, "wrist": 3, "states": 7, "actions": 7}.items()
-    }
-
-
 def multiply(few: Path, many: Path) -> None:
     """100,000 episodes of the shards of 100, without `fsync`: a benchmark may be made again."""
     salus.create(many, SCHEMA)
     storage = open_local(few)
     records = [read_record(storage, slot) for slot in range(FEW)]
     sealed = [json.loads(record.to_bytes()) for record in records if record is not None]
-    extra = statistics(np.random.default_rng(0))
     for name in (*SCHEMA.features, "timestamp_ns"):
         (many / name).mkdir(exist_ok=True)
     for slot in range(MANY):
@@ -100,7 +89,7 @@ def multiply(few: Path, many: Path) -> None:
         file = many / record_key(slot)
         if slot % SLOTS_PER_FOLDER == 0:
             file.parent.mkdir(parents=True)
-        body = documents.seal({**document, "slot": slot, "uid": new_uid(), "shards": shards, "statistics": extra})
+        body = documents.seal({**document, "slot": slot, "uid": new_uid(), "shards": shards})
         file.write_bytes(body)
 
 

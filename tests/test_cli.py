@@ -123,3 +123,27 @@ def test_every_command_has_help_with_an_example() -> None:
 
 def test_version() -> None:
     assert run("--version").stdout.strip() == f"salus {salus.__version__}"
+
+
+def test_stats_of_all_and_of_some_features(path: Path, dataset: salus.Dataset) -> None:
+    document = json.loads(run("stats", path, "--json").stdout)
+    assert (document["episodes"], document["steps"]) == (5, 114)
+    assert list(document["features"]) == ["images", "states", "actions"]
+    states = dataset.statistics(["states"])["states"]
+    assert document["features"]["states"]["std"] == states.std.tolist()
+    assert document["features"]["states"]["components"][2] == "[2]"
+    assert document["features"]["images"]["components"] == ["red", "green", "blue"]
+    shown = run("stats", path, "--feature", "images").stdout
+    assert "green" in shown
+    assert "states" not in shown
+    assert "no feature 'x'" in run("stats", path, "--feature", "x", status=3).stderr
+
+
+def test_stats_of_an_empty_dataset_and_of_nan(path: Path) -> None:
+    schema = salus.Schema({"x": salus.Feature((), allow_nan=True)}, rate_hz=1)
+    writer = salus.create(path, schema)
+    assert json.loads(run("stats", path, "--json").stdout)["features"]["x"]["mean"] == [None]
+    with salus.Recorder(writer) as recorder:
+        recorder.record_episode({"x": [float("nan")] * 3})
+    assert "–" in run("stats", path).stdout
+    assert json.loads(run("stats", path, "--json").stdout)["features"]["x"]["nan"] == [3]

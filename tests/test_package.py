@@ -24,7 +24,7 @@ def test_every_error_that_is_defined_is_exported() -> None:
 def test_importing_needs_no_extra_and_does_not_load_zarr() -> None:
     script = (
         "import sys\n"
-        "for name in ('torch', 'pandas', 'matplotlib', 'mujoco', 'typer', 'rich', 'sklearn', 'zarr'):\n"
+        "for name in ('torch', 'pandas', 'matplotlib', 'mujoco', 'typer', 'rich', 'sklearn', 'zarr', 'datasketches'):\n"
         "    sys.modules[name] = None\n"  # an import of any of them would fail
         "import salus\n"
         "assert salus.Schema and salus.Recorder\n"

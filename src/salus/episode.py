@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,13 +14,14 @@ from .codecs import require_codec
 from .errors import CorruptDataError, NotFoundError, did_you_mean
 from .gather import Reader, Request
 from .labels import Outcome, horizon_labels
-from .layout import ArraySpec, array_specs
+from .layout import ArraySpec, array_specs, record_key
 from .log.amendments import Overlay
 from .log.entries import Entry
 from .log.records import Record
 from .log.revisions import Revisions
 from .log.snapshot import read_record, read_sound_entry
 from .schema import TIMESTAMP, Feature, Schema
+from .statistics import EpisodeStatistics, FeatureStatistics, described, from_record
 
 MANY_STEPS = 64
 """From so many images on, the disk is told to read ahead."""
@@ -131,6 +132,32 @@ class Episode:
         return float(stamps[1] - stamps[0]) / 1e9
 
     @property
+    def statistics(self) -> Mapping[str, FeatureStatistics]:
+        """Statistics by feature, of the values as they were recorded: `episode.statistics["actions"].mean`.
+
+        They come out of the record, when a feature is asked for. Where the episode was recorded without, its values of
+        that feature are read instead (of lossy images, that is what the codec left of them). Text and derived features
+        have none (NotFoundError); CorruptDataError where what the record says does not hold, and the values stay
+        readable.
+        """
+        return _Statistics(self)
+
+    def read_statistics(self, name: str, *, recompute: bool = False) -> FeatureStatistics:
+        """The statistics of one feature, as `statistics` gives them; `recompute` reads the values in any case."""
+        kept = None
+        if not recompute:
+            kept = from_record(self._record.statistics, self.schema, name, key=record_key(self.slot))
+        return kept if kept is not None else self._computed_statistics(name)
+
+    def _computed_statistics(self, name: str) -> FeatureStatistics:
+        made, size = EpisodeStatistics(self.schema, [name]), self.schema.segment_steps  # the batches of a recorder
+        arrays = [name, f"{name}.valid"] if self.schema.features[name].nullable else [name]
+        for start in range(0, len(self), size):
+            values = {array: self[array][start : start + size] for array in arrays}
+            made.add({array: self._specs[array].as_stored(steps) for array, steps in values.items()})
+        return made.features[name]
+
+    @property
     def _labels(self) -> tuple[np.ndarray, np.ndarray]:
         return self._reader.labels(self._entry, self._compute_labels)
 
@@ -168,6 +195,32 @@ class Episode:
     def __repr__(self) -> str:
         features = ", ".join(repr(self[name])[1:-1] for name in self)
         return f"<salus.Episode {self.uid}: {self.num_steps} steps, {describe(self.outcome)}; {features}>"
+
+
+class _Statistics(Mapping[str, FeatureStatistics]):
+    """Statistics by feature name, each made when it is asked for."""
+
+    def __init__(self, episode: Episode) -> None:
+        self._episode = episode
+        self._names = described(episode.schema)
+
+    def __getitem__(self, name: str) -> FeatureStatistics:
+        if name not in self._names:
+            hint = did_you_mean(str(name), self._names)
+            raise NotFoundError(f"episode {self._episode.uid} has no statistics of {name!r}{hint}")
+        return self._episode.read_statistics(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __repr__(self) -> str:
+        return f"<statistics of {', '.join(self._names)}>"
 
 
 def describe(outcome: Outcome) -> str:

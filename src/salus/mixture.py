@@ -16,6 +16,7 @@ from .episode import Episode
 from .errors import InvalidInputError, NotFoundError
 from .gather import Empty
 from .schema import Feature, Image, Schema
+from .statistics import FeatureStatistics
 from .table import EpisodeTable
 from .view import LABELS, Block, DatasetView
 
@@ -178,6 +179,22 @@ class ConcatView:
         """As `DatasetView.scan`, one dataset after another."""
         names = list(features)
         return itertools.chain.from_iterable(part.scan(names) for part in self.parts)
+
+    def statistics(
+        self, features: Iterable[str] | None = None, *, recompute: bool = False
+    ) -> dict[str, FeatureStatistics]:
+        """As `DatasetView.statistics`, over the episodes of all datasets, each step once: weights do not count."""
+        known = [part.check_described(features) for part in self.parts]
+        names = [name for name in known[0] if name in self.schema.features] if features is None else known[0]
+        if features is None:
+            names = [name for name in names if all(name in others for others in known)]
+        for name in names:
+            self.check_feature(name)
+        merged = {name: FeatureStatistics(self.schema.features[name]) for name in names}
+        for part in self.parts:
+            for name, found in part.statistics(names, recompute=recompute).items():
+                merged[name].merge(found)
+        return merged
 
     def prefetch(self, name: str, row: int, start: int, stop: int) -> None:
         """As `DatasetView.prefetch`, with a row over the episodes of all."""

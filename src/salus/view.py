@@ -20,6 +20,7 @@ from .log.entries import Entries, Entry
 from .log.snapshot import Snapshot
 from .readahead import read_ahead
 from .schema import Schema
+from .statistics import FeatureStatistics, described
 from .table import EpisodeTable
 
 LABELS = ("labels", "labels_mask")
@@ -335,6 +336,50 @@ class DatasetView(Sequence[Episode]):
                     yield (stop - start) * step_bytes, functools.partial(self._block, names, row, start, stop)
 
         return read_ahead(jobs(), threads=threads or default_threads(), budget=read_ahead_bytes)
+
+    def statistics(
+        self, features: Iterable[str] | None = None, *, recompute: bool = False
+    ) -> dict[str, FeatureStatistics]:
+        """Statistics of all values, by feature: `dataset.statistics(["actions"])["actions"].quantile(0.99)`.
+
+        Merged from the records of the episodes; an episode that was recorded without is read instead. Count, mean, std
+        and extremes are those of all steps together; for quantiles see `FeatureStatistics.rank_error`. An episode that
+        is there twice counts twice.
+
+        Args:
+            features: Names; by default every feature that all episodes have, but text and derived ones.
+            recompute: Read all values, whatever the records say. Of lossy images, that is what the codec left of them.
+
+        Raises:
+            NotFoundError: An unknown feature, one without statistics, or one that some episodes do not have.
+            InvalidInputError: Not several names.
+            CorruptDataError: The record of an episode does not hold, or what it says of a feature (`recompute=True`
+                passes over that), or a value that has to be read.
+
+        Cost: one read of a small record per episode, and some milliseconds to check and merge what it says (6 for 42
+        floats and a camera); memory does not grow with the episodes. Episodes without statistics cost a read of their
+        values.
+        """
+        names = self.check_described(features)
+        merged = {name: FeatureStatistics(self.schema.features[name]) for name in names}
+        for episode in self if names else ():
+            for name in names:
+                merged[name].merge(episode.read_statistics(name, recompute=recompute))
+        return merged
+
+    def check_described(self, features: Iterable[str] | None) -> list[str]:
+        """The names whose statistics are asked for; raises as `statistics` does where there are none."""
+        if isinstance(features, str):
+            raise InvalidInputError(f"statistics: got the text {features!r}, expected several names: [{features!r}]")
+        self.check_sound()
+        revisions = set(self._revisions.tolist()) or {self.schema_revision}
+        known = [name for name in described(self.schema) if all(name in self._specs[number] for number in revisions)]
+        names = known if features is None else list(dict.fromkeys(features))
+        for name in names:
+            if name not in known:
+                self.check_feature(name)
+                raise NotFoundError(f"no statistics of {name!r}{did_you_mean(name, known)}; {self.url}")
+        return names
 
     def _block(self, names: list[str], row: int, start: int, stop: int) -> Block:
         steps = np.arange(start, stop, dtype=np.int64)

@@ -16,6 +16,7 @@ from ..errors import SalusError
 from ..opening import open
 from .demo import print_report
 from .describe import describe_dataset, describe_episode, episode_rows, print_dataset, print_episode, print_episodes
+from .stats import describe_statistics, print_statistics
 from .terminal import errors, plain, print_json, track
 
 EXIT_STATUSES = """Exit status: 0 done, 1 other, 2 wrong argument, 3 not found, 4 exists already, 5 not a SALUS dataset,
@@ -127,6 +128,27 @@ def show(
 
         contact_sheet(chosen, picture)
         errors.print(f"saved {plain(picture)}", markup=False, highlight=False)
+
+
+@app.command(epilog=_example("salus stats data.zarr", "salus stats data.zarr --feature actions --json"))
+def stats(
+    path: PathArgument,
+    feature: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be repeated.", show_default="all")
+    ] = None,
+    tag: TagOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Mean, spread, extremes and quantiles of every feature, over all episodes, from their records.
+
+    Per component; of images per channel; of features with more than 64 components over all of them. NaN and infinity
+    are left out, and counted. Episodes whose record does not hold are left out, too.
+    """
+    document = describe_statistics(_open(path, tag).select(status=("committed", "salvaged")), feature or None)
+    if as_json:
+        print_json(document)
+    else:
+        print_statistics(document)
 
 
 @app.command(

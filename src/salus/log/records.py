@@ -35,6 +35,8 @@ class Record:
             (made from the declared rate, for episodes that came as whole arrays without stamps).
         started_ns, ended_ns: Wall clock of the recording, nanoseconds since 1970. For people; nothing depends on them.
         reason: Why it was aborted.
+        statistics: Of each feature (`salus.statistics`), as JSON that is checked when it is asked for; None where the
+            episode was recorded without.
         digest: Digest of the record's bytes; empty until it is written or read.
     """
 
@@ -50,6 +52,7 @@ class Record:
     started_ns: int = 0
     ended_ns: int = 0
     reason: str | None = None
+    statistics: Any = None
     digest: str = ""
 
     def to_bytes(self) -> bytes:
@@ -68,6 +71,7 @@ class Record:
                 "started_ns": self.started_ns,
                 "ended_ns": self.ended_ns,
                 "reason": self.reason,
+                **({} if self.statistics is None else {"statistics": self.statistics}),
             }
         )
 
@@ -94,6 +98,7 @@ class Record:
                 started_ns=document["started_ns"],
                 ended_ns=document["ended_ns"],
                 reason=document["reason"],
+                statistics=document.get("statistics"),
                 digest=documents.digest_of(body),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

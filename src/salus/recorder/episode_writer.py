@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from ..labels import Outcome, Result
 from ..log.entries import Entry
 from ..log.records import Record
 from ..schema import TIMESTAMP, Schema
+from ..statistics import EpisodeStatistics
 from .background import Background
 from .checking import StepChecker, Stored, check_stamp
 from .files import EpisodeFiles, as_recording_error
@@ -75,6 +77,7 @@ class EpisodeWriter:
         self._pid = os.getpid()
         self._specs = {name: spec for name, spec in checker.specs.items() if not spec.derived}
         self._segment = self._new_segment()
+        self._statistics = EpisodeStatistics(schema)  # the writing thread's
 
     @property
     def num_steps(self) -> int:
@@ -162,7 +165,11 @@ class EpisodeWriter:
             for name, values in images.items()
         }
 
+        # The others are taken in by the segment. Validity of large features lies in the segment, so it goes along.
+        large = {**{name: rows[name] for name in rows if name.removesuffix(".valid") in images}, **images}
+
         def write() -> None:
+            self._statistics.add(large)  # while the encoding threads are at work
             encoded = {name: [chunk.result() for chunk in chunks] for name, chunks in encoding.items()}
             self._files.write_steps(first, rows, encoded)
 
@@ -170,7 +177,12 @@ class EpisodeWriter:
 
     def _finish_segment(self) -> None:
         rows, self._segment = self._segment, self._new_segment()
-        self._submit(lambda: self._files.finish_segment(rows))
+        self._submit(lambda: self._finish(rows))
+
+    def _finish(self, rows: dict[str, np.ndarray]) -> None:
+        """The end of a segment, on the writing thread."""
+        self._statistics.add(rows)
+        self._files.finish_segment(rows)
 
     def _new_segment(self) -> dict[str, np.ndarray]:
         steps = self._schema.segment_steps
@@ -341,8 +353,8 @@ class EpisodeWriter:
             if self._error is not None:
                 raise self._error
             if rest is not None:
-                self._files.finish_segment(rest)
-            return self._files.commit(record)
+                self._finish(rest)
+            return self._files.commit(replace(record, statistics=self._statistics.to_json()))
 
         return decide
 

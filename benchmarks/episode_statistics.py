@@ -1,0 +1,101 @@
+"""What statistics cost while recording: the same episodes with and without, in turns.
+
+    python benchmarks/episode_statistics.py [folder]
+
+Two 224 × 224 cameras and 42 floats, 200 steps an episode, handed over step by step as fast as the recorder takes them.
+Medians of interleaved rounds: steps per second, processor time, time in `append`, and the record's size. `folder`
+is where the episodes go; by default memory (/dev/shm), as a disk would hide the cost.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+import salus
+from salus.layout import record_key
+from salus.recorder import episode_writer
+from salus.statistics import EpisodeStatistics
+
+STEPS, EPISODES, ROUNDS = 200, 3, 9
+
+SCHEMA = salus.Schema(
+    {
+        "front": salus.Image(height=224, width=224),
+        "wrist": salus.Image(height=224, width=224),
+        "states": salus.Feature((28,)),
+        "actions": salus.Feature((14,)),
+    },
+    rate_hz=30,
+)
+
+
+class Nothing(EpisodeStatistics):
+    """Statistics of no feature."""
+
+    def __init__(self, schema: salus.Schema) -> None:
+        super().__init__(schema, [])
+
+
+def scenery() -> np.ndarray:
+    """uint8 (T, 3, 224, 224), as in many_episodes.py: zstd takes it to about a third."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[0:480, 0:640]
+    shading = np.stack([120 + 80 * np.sin(x / 97 + y / 131 + phase) for phase in range(3)], axis=-1)
+    texture = random.normal(0, 3, (480, 640, 1)) * (random.random((480, 640, 1)) < 0.35)
+    picture = (shading + texture).clip(0, 255).astype(np.uint8)
+    return np.stack([picture[n : n + 224, n : n + 224].transpose(2, 0, 1) for n in range(STEPS)])
+
+
+def record(path: Path, steps: list[dict[str, np.ndarray]]) -> tuple[float, float, float, int]:
+    started, used, waited = time.perf_counter(), time.process_time(), 0.0
+    with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
+        for _ in range(EPISODES):
+            with recorder.episode() as episode:
+                for step in steps:
+                    before = time.perf_counter()
+                    episode.append(step)
+                    waited += time.perf_counter() - before
+        taken, used = time.perf_counter() - started, time.process_time() - used
+    count = EPISODES * STEPS
+    return count / taken, used / count * 1e3, waited / count * 1e3, (path / record_key(0)).stat().st_size
+
+
+def main(folder: Path) -> None:
+    random = np.random.default_rng(1)
+    images = scenery()
+    numbers = np.cumsum(random.normal(size=(STEPS, 42)), axis=0).astype(np.float32)
+    steps = [
+        {"front": images[n], "wrist": images[-n], "states": numbers[n, :28], "actions": numbers[n, 28:]}
+        for n in range(STEPS)
+    ]
+    kinds = {"without": Nothing, "with": EpisodeStatistics}
+    results: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in kinds}
+    for number in range(ROUNDS + 1):
+        for name, kind in kinds.items():
+            episode_writer.EpisodeStatistics = kind  # type: ignore[misc]
+            path = folder / "data.zarr"
+            result = record(path, steps)
+            shutil.rmtree(path)
+            if number:  # the first is for warming up
+                results[name].append(result)
+    rows = {name: [median(column) for column in zip(*found, strict=True)] for name, found in results.items()}
+    print("| | without | with | ratio |\n|---|---|---|---|")
+    what = ("steps/s", "processor time of a step, ms", "time in `append`, ms", "record, bytes")
+    for place, title in enumerate(what):
+        before, after = rows["without"][place], rows["with"][place]
+        print(f"| {title} | {before:.4g} | {after:.4g} | {after / before:.3f} |")
+
+
+if __name__ == "__main__":
+    place = Path(tempfile.mkdtemp(prefix="salus-statistics-", dir=sys.argv[1] if sys.argv[1:] else "/dev/shm"))  # noqa: S108
+    try:
+        main(place)
+    finally:
+        shutil.rmtree(place)
