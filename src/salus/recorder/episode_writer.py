@@ -137,6 +137,7 @@ class EpisodeWriter:
         images = {name: stored[name] for name, spec in self._specs.items() if spec.chunk_steps == 1}
         cost = sum(_size(values) for values in stored.values())
         self._background.wait_for_room(cost)
+        self._files.timestamp_source = timestamp_source
         try:
             self._queue(stored, images, cost)
             self._num_steps += len(stored[TIMESTAMP])
