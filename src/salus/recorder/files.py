@@ -193,6 +193,12 @@ class EpisodeFiles:
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)  # left-overs are harmless: the slot is decided
 
+    def leave(self) -> None:
+        """Make what was written durable, and give up the lock: `salus.recover` may bring the episode back."""
+        if self._pending.count:
+            self._flush()
+        self.close()
+
     def close(self) -> None:
         """Give up all descriptors, and the lock on the journal."""
         if self._journal is not None:

@@ -132,8 +132,7 @@ def recover(path: str | os.PathLike[str], *, force: bool = False, dry_run: bool 
     report = RecoveryReport(tuple(episode for episode in found if episode is not None), dry_run)
     if not dry_run:
         _sweep(storage)
-        if report.salvaged or report.aborted:
-            write_checkpoint(storage, publish(storage, known=snapshot))
+        write_checkpoint(storage, publish(storage, known=snapshot))  # also what a crash left unpublished
     return report
 
 
