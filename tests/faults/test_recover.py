@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,14 +18,10 @@ import numpy as np
 import pytest
 
 import salus
-from salus import documents
-from salus.layout import array_specs, claim_key, journal_key, record_key
-from salus.log import claims
-from salus.recorder import recovery
-from salus.recorder.journal import read_journal
+from salus.layout import journal_key
 from salus.recorder.recovery import RecoveryReport
 
-from .scenario import CRASHED, LENGTHS, SCHEMA, CrashBefore, Warm, make_episode
+from .scenario import CRASHED, LENGTHS, CrashBefore, Warm, make_episode
 from .test_crash_between_steps import check_plain_zarr
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -88,8 +88,10 @@ class EpisodeWriter:
 
     @property
     def state(self) -> State:
-        """`"recording"`, `"committed"`, `"salvaged"` (kept on an interrupt), `"discarded"`, or `"failed"` (writing
-        failed; nothing was committed)."""
+        """`"recording"`, `"committed"`, `"salvaged"`, `"discarded"`, or `"failed"`.
+
+        Salvaged: kept when an interrupt ended it. Failed: writing failed; nothing was committed.
+        """
         return self._state
 
     # --- recording ---------------------------------------------------------------------------------------------
@@ -416,7 +418,7 @@ class EpisodeWriter:
         """
         what = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
         with self._lock:
-            if self._state in _ENDED or (self._state == "failed" and self._decision is None):
+            if self._state in _ENDED:
                 return
             try:
                 if self._decision is not None:

@@ -1,4 +1,4 @@
-"""SIGTERM while a recorder is open: it becomes an exception, so that blocks are left and episodes end, as for Ctrl-C."""
+"""SIGTERM while a recorder is open becomes an exception, so that blocks are left and episodes end, as for Ctrl-C."""
 
 from __future__ import annotations
 
