@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -165,6 +166,16 @@ def test_of_two_recoverers_exactly_one_wins(path: Path) -> None:
     assert sorted(won) == list(range(episodes))
     assert all("another process" in reason for answer in answers for _, action, reason in answer if action == "left")
     assert salus.open(path).episodes["num_steps"] == [6] * episodes
+
+
+def test_an_episode_that_another_process_recovers_is_left_to_it(path: Path) -> None:
+    journal = dead(path, 3)
+    with journal.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as the other one holds it
+        assert [found.state for found in salus.open(path).unfinished()] == ["recovering"]
+        [found] = salus.recover(path).episodes
+        assert (found.action, found.reason) == ("left", "another process recovers it")
+    assert salus.recover(path).salvaged
 
 
 def claim_of_another_host(path: Path, slot: int) -> None:

@@ -144,3 +144,20 @@ def test_outside_the_main_thread_nothing_is_taken(path: Path) -> None:
 def test_an_unknown_choice_is_refused(path: Path) -> None:
     with pytest.raises(salus.InvalidInputError, match='expected "abort" or "salvage"'):
         salus.Recorder(salus.create(path, SCHEMA), on_interrupt="keep")  # type: ignore[arg-type]
+
+
+def test_steps_before_an_interrupt_inside_append_are_left_for_recover(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = make_episode(0)
+    with pytest.raises(KeyboardInterrupt):
+        with salus.Recorder(salus.create(path, SCHEMA), on_interrupt="salvage") as recorder:
+            with recorder.episode() as episode:
+                for step in range(6):
+                    episode.append({name: values[step] for name, values in arrays.items()})
+                episode._error = salus.RecordingError("interrupted inside append")  # as `append` does then
+                raise KeyboardInterrupt
+    assert "salus recover" in capsys.readouterr().err
+    assert [found.num_steps for found in salus.recover(path).salvaged] == [6]
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(salus.open(path)[0][name][:], values)
