@@ -69,6 +69,7 @@ class EpisodeWriter:
         self._lock = threading.RLock()
         self._state: State = "recording"
         self._error: RecordingError | None = None
+        self._interrupted: RecordingError | None = None
         self._decision: Future[Entry] | None = None
         self._ending: State = "recording"
         self._outcome = Outcome()
@@ -154,7 +155,10 @@ class EpisodeWriter:
                 self._finish_segment()
         except BaseException as error:
             # Ctrl-C came between queueing the steps and counting them: what the episode holds is no longer known.
-            self._error = RecordingError(f"episode {self.uid}: interrupted inside append by {type(error).__name__}")
+            # Not an error of writing: the steps before are still written.
+            self._interrupted = RecordingError(
+                f"episode {self.uid}: interrupted inside append by {type(error).__name__}"
+            )
             raise
 
     def _queue(self, stored: Stored, images: Stored, cost: int) -> None:
@@ -253,7 +257,7 @@ class EpisodeWriter:
             try:
                 self._check_recording("commit")
             except RecordingError:
-                if self._error is not None:
+                if self._problem is not None:
                     self._give_up()
                 raise
             if outcome is not None:
@@ -355,6 +359,11 @@ class EpisodeWriter:
 
         return decide
 
+    @property
+    def _problem(self) -> RecordingError | None:
+        """Why the episode cannot go on."""
+        return self._error or self._interrupted
+
     def _check_process(self, what: str) -> None:
         if os.getpid() != self._pid:  # looked at before any lock: a forked child may have inherited it locked
             raise RecordingError(
@@ -365,8 +374,8 @@ class EpisodeWriter:
     def _check_recording(self, what: str, *, raise_failure: bool = True) -> None:
         if self._state in _ENDED:
             raise RecordingError(f"{what}: the episode is already {self._state}; {self.uid}")
-        if self._error is not None and raise_failure:
-            raise self._error
+        if self._problem is not None and raise_failure:
+            raise self._problem
 
     def flush_if_due(self) -> None:
         """Keep the half-second promise while no steps come; called on the writing thread."""
@@ -425,7 +434,7 @@ class EpisodeWriter:
                     self._end(self._ending)
                 elif self._on_interrupt == "abort" or not self._num_steps:
                     self._end("discarded", reason=f"interrupted by {what}")
-                elif self._error is None:
+                elif self._problem is None:
                     self._end("salvaged", reason=f"interrupted by {what}")
                 else:
                     self._leave()
@@ -436,7 +445,7 @@ class EpisodeWriter:
                 "salvaged": "is kept, with the status 'salvaged'",
             }
             if self._state == "failed":
-                done["failed"] = f"is unfinished; `salus recover` brings back what was written ({self._error})"
+                done["failed"] = f"is unfinished; `salus recover` brings back what was written ({self._problem})"
             then = done.get(self._state, f"is {self._state}")
             sys.stderr.write(f"salus: {what}: episode {self.uid} of {self._num_steps} steps {then}\n")
 
