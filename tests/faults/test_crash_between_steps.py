@@ -31,8 +31,6 @@ from .scenario import (
 )
 
 PARTS = 4
-# Work goes on beside what a crash left: tests/faults/test_recover.py brings that back.
-pytestmark = pytest.mark.filterwarnings("ignore::salus.UnfinishedEpisodesWarning")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,9 @@ def claim_of_another_host(path: Path, slot: int) -> None:
 def test_an_episode_of_another_host_is_given_up_only_by_force(path: Path) -> None:
     dead(path, 3)
     claim_of_another_host(path, 0)
-    assert [found.state for found in salus.open(path, mode="a").unfinished()] == ["other host"]  # without a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [found.state for found in salus.open(path, mode="a").unfinished()] == ["other host"]
     report = salus.recover(path)
     assert [(found.action, "elsewhere" in found.reason) for found in report.episodes] == [("left", True)]
     assert not report.something_was_lost
