@@ -21,11 +21,13 @@ from .errors import (
     RecordingError,
     SalusError,
     StorageError,
+    UnfinishedEpisodesWarning,
 )
 from .labels import Outcome
 from .mixture import ConcatView, concat
 from .opening import create, open
 from .recorder import Recorder
+from .recorder.recovery import recover
 from .schema import Feature, Image, Schema, Text
 from .view import DatasetView
 
@@ -57,11 +59,13 @@ __all__ = [
     "Seconds",
     "StorageError",
     "Text",
+    "UnfinishedEpisodesWarning",
     "concat",
     "create",
     "errors",
     "labels",
     "open",
+    "recover",
     "schema",
 ]
 

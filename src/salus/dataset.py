@@ -18,6 +18,7 @@ from .log.entries import Entries, Entry
 from .log.revisions import put_revision, read_revisions
 from .log.snapshot import Snapshot, load, read_record, write_checkpoint
 from .log.tags import list_tags, put_tag
+from .log.unfinished import UnfinishedEpisode, find_unfinished
 from .metadata import check_metadata
 from .schema import Feature, Schema
 from .storage import Storage
@@ -61,11 +62,6 @@ class Dataset(DatasetView):
         """Where its bytes are."""
         return self._reader.storage
 
-    @property
-    def decided_slots(self) -> set[int]:
-        """The slots that have a record, aborted ones included."""
-        return set(self._snapshot.decided.column("slot"))
-
     def refresh(self) -> Dataset:
         """See what was committed and amended since; returns itself.
 
@@ -90,6 +86,18 @@ class Dataset(DatasetView):
         self._reader.schemas = schemas
         self._entries = _readable(snapshot, schemas)
         return self
+
+    def unfinished(self) -> list[UnfinishedEpisode]:
+        """The episodes that were started and have not ended, as it is now: being recorded, or left by a crash.
+
+        `salus.recover` brings back those of dead recorders.
+
+        Raises:
+            StorageError: The storage cannot be read.
+
+        Cost: two small files for each, and a listing per 1,024 episodes started since the snapshot.
+        """
+        return find_unfinished(self.storage, load(self.storage, self._latest))
 
     def check_writable(self, what: str) -> None:
         """Raise InvalidInputError unless the dataset was opened for writing."""

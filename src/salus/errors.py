@@ -106,6 +106,10 @@ class MissingExtraError(SalusError, ImportError):
         return cls(f"{what} needs an optional dependency that is not installed: pip install 'salus[{extra}]'")
 
 
+class UnfinishedEpisodesWarning(UserWarning):
+    """Recorders that died left episodes unfinished: `salus recover PATH` brings back what they had written."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'states'?"` when a known name is close, else the known names."""
     import difflib

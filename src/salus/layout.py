@@ -81,6 +81,11 @@ def journal_folder(slot: int) -> str:
     return f"{PRIVATE}/journal/{slot:010d}"
 
 
+def journal_key(slot: int) -> str:
+    """The journal of an episode in progress."""
+    return f"{journal_folder(slot)}/journal"
+
+
 def number_in(name: str, *, suffix: str = "") -> int | None:
     """The number in the listed name of an object, or of a folder, or None where no key builder made the name."""
     digits = name.removesuffix(suffix) if name.endswith(suffix) else ""

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any, get_args
 
 from . import documents
 from .codecs import check_codecs
 from .dataset import Dataset, Mode
-from .errors import AlreadyExistsError, CorruptDataError, FormatError, InvalidInputError, NotFoundError
+from .errors import (
+    AlreadyExistsError,
+    CorruptDataError,
+    FormatError,
+    InvalidInputError,
+    NotFoundError,
+    UnfinishedEpisodesWarning,
+)
 from .layout import PRIVATE, array_specs
 from .log.publish import publish
 from .log.revisions import put_revision, read_revisions
-from .log.snapshot import load
+from .log.snapshot import Snapshot, load
 from .log.tags import read_tag
+from .log.unfinished import find_unfinished
 from .schema import Schema
 from .storage import LocalStorage, Storage, open_local
 
@@ -65,7 +74,8 @@ def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = No
 
     Args:
         path: The dataset.
-        mode: `"r"` to read; `"a"` to record, amend and tag as well.
+        mode: `"r"` to read; `"a"` to record, amend and tag as well. With `"a"`, episodes that dead recorders left give
+            an `UnfinishedEpisodesWarning`; nothing is done about them: see `salus.recover`.
         tag: Read the snapshot of that name.
         strict: Refuse a dataset with features whose codecs SALUS does not decode itself: these go through zarr-python,
             which is slow, and what they allocate is not limited, so data of strangers is better opened strictly.
@@ -87,8 +97,22 @@ def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = No
     if mode == "a" and storage.get("zarr.json") is None:
         publish(storage)  # a crash came between creating the dataset and publishing it
     snapshot = load(storage) if tag is None else read_tag(storage, tag)
+    if mode == "a":
+        _warn_of_dead_recorders(storage, snapshot)
     # Read after the log, so that the revision of every record is among them.
     return Dataset(storage, read_revisions(storage), snapshot, mode, tag, strict=strict)
+
+
+def _warn_of_dead_recorders(storage: LocalStorage, snapshot: Snapshot) -> None:
+    dead = [episode for episode in find_unfinished(storage, snapshot) if episode.state == "dead"]
+    if dead:
+        what = "1 episode" if len(dead) == 1 else f"{len(dead)} episodes"
+        warnings.warn(
+            f"open: {what} of recorders that died are unfinished, the first of them {dead[0].uid}; "
+            f"salus recover {storage.url} brings back what they had written",
+            UnfinishedEpisodesWarning,
+            stacklevel=3,
+        )
 
 
 def _exists(storage: Storage) -> AlreadyExistsError:

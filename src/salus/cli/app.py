@@ -16,11 +16,14 @@ from ..errors import SalusError
 from ..opening import open
 from .demo import print_report
 from .describe import describe_dataset, describe_episode, episode_rows, print_dataset, print_episode, print_episodes
+from .recovery import print_recovery
 from .stats import describe_statistics, print_statistics
 from .terminal import errors, plain, print_json, track
 
 EXIT_STATUSES = """Exit status: 0 done, 1 other, 2 wrong argument, 3 not found, 4 exists already, 5 not a SALUS dataset,
-6 data changed or missing, 7 recording failed, 8 an extra is not installed, 9 the storage cannot be read."""
+6 data changed or missing, 7 recording failed, 8 an extra is not installed, 9 the storage cannot be read,
+10 recovered, but steps were lost."""
+SOMETHING_WAS_LOST = 10
 
 app = typer.Typer(
     help="Episodes for robot learning, in plain Zarr v3.",
@@ -149,6 +152,30 @@ def stats(
         print_json(document)
     else:
         print_statistics(document)
+
+
+@app.command(epilog=_example("salus recover data.zarr", "salus recover data.zarr --dry-run --json"))
+def recover(
+    path: PathArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also abort episodes of other hosts, and those that cannot be understood.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring back the episodes of recorders that died; those of recorders that live are left alone.
+
+    What comes back has the status "salvaged". Exit status 10 says that steps which had been written are lost.
+    """
+    from ..recorder.recovery import recover as run
+
+    report = run(path, force=force, dry_run=dry_run)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_recovery(report)
+    if report.something_was_lost:
+        raise typer.Exit(SOMETHING_WAS_LOST)
 
 
 @app.command(

@@ -13,7 +13,6 @@ from rich.text import Text
 from ..dataset import Dataset
 from ..episode import Episode, describe
 from ..labels import Horizons, Outcome
-from ..layout import PRIVATE, number_in
 from ..schema import Feature, Image
 from .terminal import console, size, table, text
 
@@ -45,7 +44,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         },
         "corrupt": dataset.episodes["status"].count("corrupt"),
         "salvaged": dataset.episodes["status"].count("salvaged"),
-        "unfinished": unfinished(dataset) if dataset.tag_name is None else 0,
+        "unfinished": len(dataset.unfinished()) if dataset.tag_name is None else 0,
         "steps": {
             "total": sum(lengths),
             "shortest": min(lengths, default=0),
@@ -63,13 +62,6 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "schema_revision": dataset.schema_revision,
         "tags": dataset.tags(),
     }
-
-
-def unfinished(dataset: Dataset) -> int:
-    """Slots that were claimed and have no record now: still recording, or left by a crash."""
-    folders = [name for name in dataset.storage.list(f"{PRIVATE}/claims") if number_in(name) is not None]
-    claimed = {number_in(name) for folder in folders for name in dataset.storage.list(f"{PRIVATE}/claims/{folder}")}
-    return len(claimed - {None} - dataset.decided_slots)
 
 
 def _describe_feature(feature: Feature) -> dict[str, Any]:

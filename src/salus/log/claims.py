@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from .. import documents
-from ..errors import AlreadyExistsError
-from ..layout import PRIVATE, claim_key, number_in
+from ..errors import AlreadyExistsError, CorruptDataError
+from ..layout import PRIVATE, SLOTS_PER_FOLDER, claim_key, number_in
 from ..storage import Storage
 
 
@@ -30,6 +31,71 @@ def claim_slot(storage: Storage, uid: str, *, hint: int = 0) -> int:
             return slot
 
 
+@dataclass(frozen=True)
+class Claim:
+    """Who claimed a slot.
+
+    Attributes:
+        slot: Row on axis 0 of every array.
+        uid: The episode's name.
+        host, boot_id, pid, process_start: The process, told so that its host can tell whether it still lives.
+        time_ns: Wall clock of the claim, nanoseconds since 1970.
+    """
+
+    slot: int
+    uid: str
+    host: str
+    boot_id: str
+    pid: int
+    process_start: int
+    time_ns: int
+
+    @property
+    def is_of_this_host(self) -> bool:
+        """Whether the process ran here: the same name, or the same running kernel under another name."""
+        return self.host == socket.gethostname() or self._is_of_this_boot
+
+    @property
+    def _is_of_this_boot(self) -> bool:
+        return self.boot_id != "" and self.boot_id == _boot_id()
+
+    @property
+    def process_lives(self) -> bool:
+        """Whether the process runs, on this host, now. Means nothing of claims of other hosts."""
+        if self.boot_id and not self._is_of_this_boot:
+            return False  # the host was started anew since
+        if not self.boot_id:  # not Linux
+            return _pid_is_taken(self.pid)
+        fields = _process_fields(self.pid)
+        return bool(fields) and fields[0] not in ("Z", "X") and int(fields[19]) == self.process_start
+
+
+def read_claim(storage: Storage, slot: int) -> Claim | None:
+    """The claim on a slot, or None while nobody has claimed it.
+
+    Raises:
+        CorruptDataError: It does not hold.
+    """
+    key = claim_key(slot)
+    body = storage.get(key)
+    if body is None:
+        return None
+    document = documents.unseal(body, key=key)
+    texts = [document.get(name) for name in ("uid", "host", "boot_id")]
+    numbers = [document.get(name) for name in ("pid", "process_start", "time_ns")]
+    if not all(isinstance(value, str) for value in texts) or not all(type(value) is int for value in numbers):
+        raise CorruptDataError(f"claim: not understood; {key}")
+    return Claim(slot, *texts, *numbers)  # type: ignore[arg-type]  # just looked at
+
+
+def claimed_slots(storage: Storage, first_slot: int = 0) -> list[int]:
+    """The slots from `first_slot` on that were claimed, in order. Cost: one listing per 1,024 of them."""
+    folders = (number_in(name) for name in storage.list(f"{PRIVATE}/claims"))
+    wanted = sorted(n for n in folders if n is not None and n >= first_slot // SLOTS_PER_FOLDER)
+    slots = (number_in(name) for folder in wanted for name in storage.list(f"{PRIVATE}/claims/{folder}"))
+    return sorted(slot for slot in slots if slot is not None and slot >= first_slot)
+
+
 def _first_unclaimed(storage: Storage) -> int:
     folders = [number for name in storage.list(f"{PRIVATE}/claims") if (number := number_in(name)) is not None]
     if not folders:
@@ -43,7 +109,7 @@ def _process_identity() -> dict[str, str | int]:
     """Who claims, told so that another process of this host can tell whether it still lives."""
     return {
         "host": socket.gethostname(),
-        "boot_id": _read("/proc/sys/kernel/random/boot_id"),
+        "boot_id": _boot_id(),
         "pid": os.getpid(),
         "process_start": _process_start(os.getpid()),
         "time_ns": time.time_ns(),
@@ -53,8 +119,28 @@ def _process_identity() -> dict[str, str | int]:
 @cache
 def _process_start(pid: int) -> int:
     """Clock ticks from boot to the start of this process: with the pid, it names a process for good."""
+    fields = _process_fields(pid)
+    return int(fields[19]) if fields else 0
+
+
+def _process_fields(pid: int) -> list[str]:
+    """What /proc says of a process, from its state on; empty where there is none."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return int(fields[19]) if len(fields) > 19 else 0
+    return fields if len(fields) > 19 else []
+
+
+def _boot_id() -> str:
+    return _read("/proc/sys/kernel/random/boot_id")
+
+
+def _pid_is_taken(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
 
 
 def _read(path: str) -> str:

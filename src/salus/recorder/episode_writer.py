@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,9 +24,11 @@ from ..statistics import EpisodeStatistics
 from .background import Background
 from .checking import StepChecker, Stored, check_stamp
 from .files import EpisodeFiles, as_recording_error
+from .interrupts import INTERRUPTS, OnInterrupt
 
-State = Literal["recording", "committed", "discarded", "failed"]
+State = Literal["recording", "committed", "salvaged", "discarded", "failed"]
 
+_ENDED = ("committed", "salvaged", "discarded")
 _BATCH_STEPS = 32
 
 
@@ -53,6 +56,7 @@ class EpisodeWriter:
         background: Background,
         files: EpisodeFiles,
         on_end: Callable[[EpisodeWriter], None],
+        on_interrupt: OnInterrupt,
     ) -> None:
         self.uid = uid
         self.slot = slot
@@ -63,9 +67,11 @@ class EpisodeWriter:
         self._background = background
         self._files = files
         self._on_end = on_end
+        self._on_interrupt = on_interrupt
         self._lock = threading.RLock()
         self._state: State = "recording"
         self._error: RecordingError | None = None
+        self._interrupted: RecordingError | None = None
         self._decision: Future[Entry] | None = None
         self._ending: State = "recording"
         self._outcome = Outcome()
@@ -86,7 +92,10 @@ class EpisodeWriter:
 
     @property
     def state(self) -> State:
-        """`"recording"`, `"committed"`, `"discarded"`, or `"failed"` (writing failed; nothing was committed)."""
+        """`"recording"`, `"committed"`, `"salvaged"`, `"discarded"`, or `"failed"`.
+
+        Salvaged: kept when an interrupt ended it. Failed: writing failed; nothing was committed.
+        """
         return self._state
 
     # --- recording ---------------------------------------------------------------------------------------------
@@ -140,6 +149,7 @@ class EpisodeWriter:
         images = {name: stored[name] for name, spec in self._specs.items() if spec.chunk_steps == 1}
         cost = sum(_size(values) for values in stored.values())
         self._background.wait_for_room(cost)
+        self._files.timestamp_source = timestamp_source
         try:
             self._queue(stored, images, cost)
             self._num_steps += len(stored[TIMESTAMP])
@@ -148,7 +158,10 @@ class EpisodeWriter:
                 self._finish_segment()
         except BaseException as error:
             # Ctrl-C came between queueing the steps and counting them: what the episode holds is no longer known.
-            self._error = RecordingError(f"episode {self.uid}: interrupted inside append by {type(error).__name__}")
+            # Not an error of writing: the steps before are still written.
+            self._interrupted = RecordingError(
+                f"episode {self.uid}: interrupted inside append by {type(error).__name__}"
+            )
             raise
 
     def _queue(self, stored: Stored, images: Stored, cost: int) -> None:
@@ -256,7 +269,7 @@ class EpisodeWriter:
             try:
                 self._check_recording("commit")
             except RecordingError:
-                if self._error is not None:
+                if self._problem is not None:
                     self._give_up()
                 raise
             if outcome is not None:
@@ -330,13 +343,13 @@ class EpisodeWriter:
 
     def _deciding(self, state: State, reason: str | None) -> Callable[[], Entry]:
         """The job that ends the episode, on the writing thread."""
-        kept = state == "committed"
+        kept = state != "discarded"
         count = self._num_steps % self._schema.segment_steps
         rest = {name: values[:count] for name, values in self._segment.items()} if kept and count else None
         record = Record(
             slot=self.slot,
             uid=self.uid,
-            status="committed" if kept else "aborted",
+            status="aborted" if state == "discarded" else "salvaged" if state == "salvaged" else "committed",
             num_steps=self._num_steps if kept else 0,
             schema_revision=self._revision,
             outcome=self._outcome if kept else Outcome(),
@@ -358,6 +371,11 @@ class EpisodeWriter:
 
         return decide
 
+    @property
+    def _problem(self) -> RecordingError | None:
+        """Why the episode cannot go on."""
+        return self._error or self._interrupted
+
     def _check_process(self, what: str) -> None:
         if os.getpid() != self._pid:  # looked at before any lock: a forked child may have inherited it locked
             raise RecordingError(
@@ -366,10 +384,10 @@ class EpisodeWriter:
             )
 
     def _check_recording(self, what: str, *, raise_failure: bool = True) -> None:
-        if self._state in ("committed", "discarded"):
+        if self._state in _ENDED:
             raise RecordingError(f"{what}: the episode is already {self._state}; {self.uid}")
-        if self._error is not None and raise_failure:
-            raise self._error
+        if self._problem is not None and raise_failure:
+            raise self._problem
 
     def flush_if_due(self) -> None:
         """Keep the half-second promise while no steps come; called on the writing thread."""
@@ -387,7 +405,7 @@ class EpisodeWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._state in ("committed", "discarded"):
+        if self._state in _ENDED:
             return
         if error is None:
             self.commit_or_discard()
@@ -398,17 +416,60 @@ class EpisodeWriter:
         """Commit; where that fails, mark the episode as aborted, for callers who have no handle to do so later."""
         try:
             return self.commit(outcome)
-        except (RecordingError, KeyboardInterrupt) as error:
+        except (RecordingError, *INTERRUPTS) as error:
             self._discard_after(error)
             raise
 
     def _discard_after(self, error: BaseException) -> None:
+        if isinstance(error, INTERRUPTS):
+            self.end_interrupted(error)
+            return
         if self._state == "discarded" or isinstance(error, EpisodeFencedError | CommitUnknownError):
             return  # decided, or not known: nothing is to be aborted
         try:
             self.discard(reason=f"{type(error).__name__}: {error}")
         except RecordingError as failed:
             error.add_note(f"salus: the episode could not be marked as aborted: {failed}")
+
+    def end_interrupted(self, error: BaseException) -> None:
+        """End the episode after Ctrl-C or SIGTERM, as the recorder was told to, and say so on stderr.
+
+        An end that was under way is finished as it was meant. Where the interrupt came inside `append`, so that what
+        was queued is not known, the writing thread's steps stay on disk for `salus.recover`.
+        """
+        what = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
+        with self._lock:
+            if self._state in _ENDED:
+                return
+            try:
+                if self._decision is not None:
+                    self._end(self._ending)
+                elif self._on_interrupt == "abort" or not self._num_steps:
+                    self._end("discarded", reason=f"interrupted by {what}")
+                elif self._problem is None:
+                    self._end("salvaged", reason=f"interrupted by {what}")
+                else:
+                    self._leave()
+            except RecordingError as failed:
+                error.add_note(f"salus: episode {self.uid} could not be ended: {failed}")
+            done = {
+                "discarded": "is aborted, its steps are not kept",
+                "salvaged": "is kept, with the status 'salvaged'",
+            }
+            if self._state == "failed":
+                done["failed"] = f"is unfinished; `salus recover` brings back what was written ({self._problem})"
+            then = done.get(self._state, f"is {self._state}")
+            sys.stderr.write(f"salus: {what}: episode {self.uid} of {self._num_steps} steps {then}\n")
+
+    def _leave(self) -> None:
+        self._state = "failed"
+        try:
+            self._background.start(self._files.leave).result()  # in its turn: what is queued before is written first
+        except OSError as error:
+            raise as_recording_error(error, self.uid) from error
+        finally:
+            self._files.close()
+            self._on_end(self)
 
     def __repr__(self) -> str:
         return f"<salus.EpisodeWriter {self.uid}: {self._state}, {self._num_steps} steps>"

@@ -47,12 +47,16 @@ class EpisodeFiles:
         specs: The arrays to write, without derived ones.
         slot: The claimed slot.
         start: The journal's first frame.
+
+    Attributes:
+        timestamp_source: Where the stamps come from, once there are any; the journal tells a recoverer.
     """
 
     def __init__(self, storage: LocalStorage, specs: Mapping[str, ArraySpec], slot: int, start: dict[str, Any]) -> None:
         self.slot = slot
         self._storage = storage
         self._specs = specs
+        self.timestamp_source = "monotonic"
         self._segment_steps = next(iter(specs.values())).segment_steps
         self._folder = storage.path(journal_folder(slot))
         self._shards: dict[str, ShardWriter] = {}
@@ -112,6 +116,7 @@ class EpisodeFiles:
             "chunks": {name: [list(place) for place in places] for name, places in pending.chunks.items()},
             "arrays": {name: len(body) for name, body in arrays.items()},
             "texts": texts,
+            "timestamp_source": self.timestamp_source,
         }
         self._add_frame(frame, b"".join(arrays[name] for name in sorted(arrays)))
         if self._journal is not None:
@@ -152,7 +157,14 @@ class EpisodeFiles:
         self._finished += infos
         # The shards hold these steps now, so the journal needs no copy of them.
         self._pending = Pending()
-        self._add_frame({"type": "segment", "segment": self._segment, "shards": [info.to_json() for info in infos]})
+        frame = {
+            "type": "segment",
+            "segment": self._segment,
+            "count": len(next(iter(rows.values()))),
+            "shards": [info.to_json() for info in infos],
+            "timestamp_source": self.timestamp_source,
+        }
+        self._add_frame(frame)
         self._segment += 1
 
     def commit(self, record: Record) -> Entry:
@@ -180,6 +192,12 @@ class EpisodeFiles:
     def _remove(self) -> None:
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)  # left-overs are harmless: the slot is decided
+
+    def leave(self) -> None:
+        """Make what was written durable, and give up the lock: `salus.recover` may bring the episode back."""
+        if self._pending.count:
+            self._flush()
+        self.close()
 
     def close(self) -> None:
         """Give up all descriptors, and the lock on the journal."""

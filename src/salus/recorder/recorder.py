@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from .background import Background
 from .checking import StepChecker, check_stamps
 from .episode_writer import EpisodeWriter
 from .files import EpisodeFiles
+from .interrupts import INTERRUPTS, OnInterrupt, watch
 from .uids import new_uid
 
 PUBLISH_INTERVAL_S = 1.0
@@ -46,17 +47,28 @@ class Recorder:
         bgr: Names of RGB image features whose images arrive as BGR (OpenCV); they are stored as RGB.
         queue_bytes: Bytes of steps that may wait for the encoder; `append` waits while there are more.
         threads: Encoding threads.
+        on_interrupt: What Ctrl-C or SIGTERM does to the episodes that are being recorded in a `with` block: `"abort"`
+            them, or `"salvage"` them: keep their steps, with the status `"salvaged"`. stderr says which. A commit that
+            was under way is finished.
 
     Raises:
         InvalidInputError: The dataset is read-only, `bgr` names no RGB image, or a codec that the schema names is not
             there.
         MissingExtraError: The schema has JPEG images, and the extra `jpeg` is not installed.
 
-    Use it as a context manager, or call `close()`. Thread-safety: safe.
+    Use it as a context manager, or call `close()`. Inside the block, in the main thread, and where the program has no
+    handler of its own, SIGTERM ends the program as `sys.exit(143)` does: blocks are left, cleaning up runs.
+    Thread-safety: safe.
     """
 
     def __init__(
-        self, dataset: Dataset, *, bgr: Collection[str] = (), queue_bytes: int = 256 * 2**20, threads: int = 2
+        self,
+        dataset: Dataset,
+        *,
+        bgr: Collection[str] = (),
+        queue_bytes: int = 256 * 2**20,
+        threads: int = 2,
+        on_interrupt: OnInterrupt = "abort",
     ) -> None:
         if not isinstance(dataset, Dataset):
             raise InvalidInputError(
@@ -65,6 +77,8 @@ class Recorder:
         dataset.check_writable("record")
         if threads < 1 or queue_bytes < 1:
             raise InvalidInputError(f"recorder: got threads={threads}, queue_bytes={queue_bytes}, expected at least 1")
+        if on_interrupt not in get_args(OnInterrupt):
+            raise InvalidInputError(f'on_interrupt: got {on_interrupt!r}, expected "abort" or "salvage"')
         if isinstance(bgr, str):
             raise InvalidInputError(f"bgr: got the text {bgr!r}, expected several names, such as [{bgr!r}]")
         self._schema = dataset.schema
@@ -76,6 +90,8 @@ class Recorder:
         self._lock = threading.Lock()
         self._next_slot = 0
         self._closed = False
+        self._on_interrupt: OnInterrupt = on_interrupt
+        self._watched = False
         self._pid = os.getpid()
         self._background = Background(budget_bytes=queue_bytes, threads=threads, tick=_flusher(weakref.ref(self)))
         self._publisher = _Publisher(self._storage)
@@ -133,6 +149,7 @@ class Recorder:
             background=self._background,
             files=files,
             on_end=self._ended,
+            on_interrupt=self._on_interrupt,
         )
         with self._lock:
             self._open[uid] = episode
@@ -211,13 +228,27 @@ class Recorder:
             what = "1 episode was still open and is" if count == 1 else f"{count} episodes were still open and are"
             raise RecordingError(f"close: {what} lost ({steps} steps); end each with commit() or discard() before")
 
-    def _close(self, reason: str) -> list[EpisodeWriter]:
+    def _close(self, reason: str, interrupt: BaseException | None = None) -> list[EpisodeWriter]:
         if self._closed or os.getpid() != self._pid:
             return []
         self._closed = True
+        if self._watched:
+            watch.close()
+        try:
+            return self._end_all(reason, interrupt)
+        finally:
+            if self._watched:
+                watch.stop()
+
+    def _end_all(self, reason: str, interrupt: BaseException | None) -> list[EpisodeWriter]:
         self._abandoned.detach()
         still_open, failures = self.open_episodes, []
-        ends: list[Callable[[], None]] = [functools.partial(episode.discard, reason=reason) for episode in still_open]
+        ends: list[Callable[[], None]] = [
+            functools.partial(episode.discard, reason=reason)
+            if interrupt is None
+            else functools.partial(episode.end_interrupted, interrupt)
+            for episode in still_open
+        ]
         for end in [*ends, self._background.close, self._publisher.close]:
             try:
                 end()
@@ -228,6 +259,7 @@ class Recorder:
         return still_open
 
     def __enter__(self) -> Recorder:
+        self._watched = self._watched or watch.start()
         return self
 
     def __exit__(
@@ -237,7 +269,7 @@ class Recorder:
             self.close()
         else:
             try:
-                self._close(f"{type(error).__name__}: {error}")
+                self._close(f"{type(error).__name__}: {error}", error if isinstance(error, INTERRUPTS) else None)
             except SalusError as failed:
                 error.add_note(f"salus: closing the recorder failed as well: {failed}")
 

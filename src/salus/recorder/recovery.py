@@ -1,0 +1,336 @@
+"""`salus.recover`: brings unfinished episodes of dead recorders to an end (docs/spec.md, section 3.3)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..codecs import encode_chunk
+from ..errors import AlreadyExistsError, CorruptDataError, InvalidInputError
+from ..layout import PRIVATE, ArraySpec, journal_folder, journal_key, number_in, record_key
+from ..log.claims import Claim, read_claim
+from ..log.entries import Entry
+from ..log.publish import publish
+from ..log.records import Record
+from ..log.revisions import Revisions
+from ..log.snapshot import load, read_record, write_checkpoint
+from ..log.unfinished import state_of, unfinished_slots
+from ..opening import open as open_dataset
+from ..shards import ShardInfo, ShardWriter
+from ..storage import LocalStorage
+from .replay import Journal, Part, check_finished, check_rows_in_place, describe, open_parts, read_start, replay
+
+LOCK_WAIT_S = 1.0
+
+Action = Literal["salvaged", "aborted", "left"]
+
+
+@dataclass(frozen=True)
+class RecoveredEpisode:
+    """What became of one unfinished episode.
+
+    Attributes:
+        uid: Its name; `""` where its claim does not hold.
+        slot: Its row on axis 0 of every array.
+        action: `"salvaged"`: its steps are in the dataset now. `"aborted"`: it is not in the dataset, and never
+            will be. `"left"`: as it was.
+        num_steps: Steps saved.
+        lost_steps: Steps that its journal tells of and that were not whole; None where that is not known. What its
+            recorder had not yet written when it died, at most half a second, nobody can count.
+        started_ns: Wall clock when it was started, nanoseconds since 1970; 0 when not known.
+        stopped_ns: Wall clock when its recorder wrote last; 0 when not known.
+        reason: Why, in words.
+    """
+
+    uid: str
+    slot: int
+    action: Action
+    num_steps: int = 0
+    lost_steps: int | None = 0
+    started_ns: int = 0
+    stopped_ns: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RecoveryReport:
+    """What `salus.recover` did, or would do.
+
+    Attributes:
+        episodes: One entry per unfinished episode, in the order of the slots.
+        dry_run: Nothing was changed.
+    """
+
+    episodes: tuple[RecoveredEpisode, ...]
+    dry_run: bool = False
+
+    @property
+    def salvaged(self) -> list[RecoveredEpisode]:
+        """The episodes that were brought back."""
+        return [episode for episode in self.episodes if episode.action == "salvaged"]
+
+    @property
+    def aborted(self) -> list[RecoveredEpisode]:
+        """The episodes that were given up."""
+        return [episode for episode in self.episodes if episode.action == "aborted"]
+
+    @property
+    def left(self) -> list[RecoveredEpisode]:
+        """The episodes that stay unfinished."""
+        return [episode for episode in self.episodes if episode.action == "left"]
+
+    @property
+    def something_was_lost(self) -> bool:
+        """Whether steps that had been written could not be saved, or it is not known whether."""
+        return any(episode.lost_steps != 0 for episode in self.episodes if episode.action != "left")
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "dry_run": self.dry_run,
+            "something_was_lost": self.something_was_lost,
+            "episodes": [asdict(episode) for episode in self.episodes],
+        }
+
+
+def recover(path: str | os.PathLike[str], *, force: bool = False, dry_run: bool = False) -> RecoveryReport:
+    """Bring back what recorders that died have left, as episodes with the status `"salvaged"`.
+
+    An episode whose process lives is left alone. One of which no step is whole is aborted. An episode of another host
+    can only be aborted, as its steps may be there: it is left, unless `force` is given. Running it again, also after a
+    crash of its own, goes on where it stopped.
+
+    Args:
+        path: The dataset.
+        force: Also abort episodes of other hosts, and those whose journal or claim is not understood. A recorder that
+            still lives on another host then gets an `EpisodeFencedError` at its commit.
+        dry_run: Only say what would be done.
+
+    Returns:
+        What became of each unfinished episode.
+
+    Raises:
+        NotFoundError, FormatError, CorruptDataError: As `salus.open`.
+        RecordingError: The storage refused: the disk is full, or read-only. Nothing is lost; run it again.
+
+    Cost: reads the unfinished episodes whole. Thread-safety: safe, and from several processes: one of them recovers an
+    episode, the others leave it and say so.
+    """
+    storage = open_dataset(path).storage
+    if not isinstance(storage, LocalStorage):
+        raise InvalidInputError(f"recover: {storage.url} is not local; recovering in object stores comes later")
+    snapshot = load(storage)
+    recoverer = _Recoverer(storage, force=force, dry_run=dry_run)
+    found = [recoverer.recover(slot) for slot in unfinished_slots(storage, snapshot)]
+    report = RecoveryReport(tuple(episode for episode in found if episode is not None), dry_run)
+    if not dry_run:
+        _sweep(storage)
+        write_checkpoint(storage, publish(storage, known=snapshot))  # also what a crash left unpublished
+    return report
+
+
+class _Recoverer:
+    """Recovers one episode after another."""
+
+    def __init__(self, storage: LocalStorage, *, force: bool, dry_run: bool) -> None:
+        self._storage = storage
+        self._revisions = Revisions(storage)
+        self._force = force
+        self._dry_run = dry_run
+
+    def recover(self, slot: int) -> RecoveredEpisode | None:
+        """Bring the episode in a slot to an end, if it may be; None where it ended by itself meanwhile."""
+        try:
+            claim = read_claim(self._storage, slot)
+        except CorruptDataError as error:
+            return RecoveredEpisode("", slot, "left", lost_steps=None, reason=str(error))
+        if claim is None or _is_decided(self._storage, slot):
+            return None
+        state = state_of(self._storage, claim)
+        if state == "recording":
+            return _left(claim, f"its process {claim.pid} is alive")
+        if state == "other host":
+            reason = f"it was recorded on the host {claim.host!r}, expected this one"
+            if not self._force:
+                return _left(claim, f"{reason}; recover it there, or give it up with force")
+            return self._abort(claim, reason, lost_steps=None)
+        with _locked(self._storage.path(journal_key(slot))) as lock:
+            if lock == "taken":
+                return _left(claim, "another process recovers it")
+            if _is_decided(self._storage, slot):
+                return _left(claim, "another process recovered it in this moment")
+            return self._take_over(claim) if lock == "ours" else self._without_journal(claim)
+
+    def _without_journal(self, claim: Claim) -> RecoveredEpisode:
+        specs = self._revisions.recorded_arrays(0)
+        placed = next(
+            (key for spec in specs if self._storage.path(key := spec.shard_key(claim.slot, 0)).exists()), None
+        )
+        if placed is None or self._force:
+            return self._abort(claim, "no step was written", lost_steps=0 if placed is None else None)
+        return _left(claim, f"its shards are in place, but its journal and its record are gone; {placed}")
+
+    def _take_over(self, claim: Claim) -> RecoveredEpisode:
+        path = self._storage.path(journal_key(claim.slot))
+        try:
+            start = read_start(path)
+            if start is None:
+                return self._abort(claim, "no step was written")
+            if (start["uid"], start["slot"]) != (claim.uid, claim.slot):
+                raise CorruptDataError(f"journal: it is of episode {start['uid']}, expected {claim.uid}; {path}")
+            arrays = self._revisions.recorded_arrays(start["schema_revision"])
+            specs = {spec.name: spec for spec in arrays}
+            journal = replay(path, specs)
+        except CorruptDataError as error:
+            return self._abort(claim, str(error), lost_steps=None) if self._force else _left(claim, str(error))
+        stopped_ns = path.stat().st_mtime_ns
+        segment_steps = arrays[0].segment_steps
+        known = journal.num_steps(segment_steps)
+        try:
+            check_finished(self._storage, journal)
+            parts = open_parts(self._storage, journal, specs)
+            count = min(part.count for part in parts)
+            for part in parts if count else ():
+                if part.spec.chunk_steps != 1:
+                    check_rows_in_place(part, journal, count)
+        except CorruptDataError as error:
+            return self._abort(claim, str(error), lost_steps=known, stopped_ns=stopped_ns)
+        num_steps = known - journal.open.count + count
+        if not num_steps:
+            return self._abort(claim, "no step was whole", lost_steps=known, stopped_ns=stopped_ns)
+        return self._salvage(claim, journal, parts, num_steps, known - num_steps, stopped_ns, arrays)
+
+    def _salvage(
+        self,
+        claim: Claim,
+        journal: Journal,
+        parts: list[Part],
+        num_steps: int,
+        lost_steps: int,
+        stopped_ns: int,
+        arrays: list[ArraySpec],
+    ) -> RecoveredEpisode:
+        count = num_steps - (journal.num_steps(arrays[0].segment_steps) - journal.open.count)
+        reason = "its recorder died"
+        if not self._dry_run:
+            shards = [info for infos in journal.finished for info in infos]
+            try:
+                shards += [self._put_shard(part, journal, count) for part in parts if count]
+            except AlreadyExistsError as error:
+                return _left(claim, f"another process wrote into it in this moment: {error}")
+            record = Record(
+                slot=claim.slot,
+                uid=claim.uid,
+                status="salvaged",
+                num_steps=num_steps,
+                schema_revision=journal.start["schema_revision"],
+                shards=tuple(shards),
+                metadata=journal.start["metadata"],
+                timestamp_source=journal.timestamp_source,
+                started_ns=journal.start["started_ns"],
+                ended_ns=stopped_ns,
+                reason=reason,
+            )
+            Entry.of(record, arrays)  # raises unless a reader will take it
+            if not self._decide(record):
+                return _left(claim, "another process recovered it in this moment")
+        return RecoveredEpisode(
+            claim.uid, claim.slot, "salvaged", num_steps, lost_steps, journal.start["started_ns"], stopped_ns, reason
+        )
+
+    def _put_shard(self, part: Part, journal: Journal, count: int) -> ShardInfo:
+        """Put the shard of one array in place, or adopt the one that is."""
+        spec, number, slot = part.spec, len(journal.finished), journal.start["slot"]
+        key = spec.shard_key(slot, number)
+        if part.in_place and part.file is not None:
+            self._storage.sync_folder(self._storage.path(key).parent, key)
+            return describe(key, part.file)
+        folder = self._storage.path(journal_folder(slot)) / "recovered"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{spec.name}.{number}.shard"
+        path.unlink(missing_ok=True)  # of a recoverer that died
+        shard = ShardWriter(path, key, spec.chunks_per_shard)
+        try:
+            if part.file is not None:
+                for step, place in enumerate(journal.open.places[spec.name][:count]):
+                    shard.add(step, part.file.read(*place))
+            else:
+                rows = journal.open.values(spec.name, count)
+                for chunk, start in enumerate(range(0, count, spec.chunk_steps)):
+                    shard.add(chunk, encode_chunk(spec, rows[start : start + spec.chunk_steps]))
+            info = shard.finish()
+        finally:
+            shard.close()
+        self._storage.put_new_file(key, path)
+        path.unlink()
+        return info
+
+    def _abort(self, claim: Claim, reason: str, *, lost_steps: int | None = 0, stopped_ns: int = 0) -> RecoveredEpisode:
+        record = Record(
+            claim.slot, claim.uid, "aborted", started_ns=claim.time_ns, ended_ns=stopped_ns, reason=f"recover: {reason}"
+        )
+        if not self._dry_run and not self._decide(record):
+            return _left(claim, "another process decided it in this moment")
+        return RecoveredEpisode(claim.uid, claim.slot, "aborted", 0, lost_steps, claim.time_ns, stopped_ns, reason)
+
+    def _decide(self, record: Record) -> bool:
+        try:
+            self._storage.put_new(record_key(record.slot), record.to_bytes())
+        except AlreadyExistsError:
+            return False
+        return True
+
+
+def _left(claim: Claim, reason: str) -> RecoveredEpisode:
+    return RecoveredEpisode(claim.uid, claim.slot, "left", lost_steps=None, started_ns=claim.time_ns, reason=reason)
+
+
+def _is_decided(storage: LocalStorage, slot: int) -> bool:
+    try:
+        return read_record(storage, slot) is not None
+    except CorruptDataError:
+        return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Literal["ours", "taken", "absent"]]:
+    """The exclusive lock on a journal, so that one process recovers it; waits for those who only look."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        yield "absent"
+        return
+    deadline = time.monotonic() + LOCK_WAIT_S
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    yield "taken"
+                    return
+                time.sleep(0.01)
+            else:
+                break
+        yield "ours"
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also when a child forked meanwhile still has it open
+        os.close(descriptor)
+
+
+def _sweep(storage: LocalStorage) -> None:
+    """Remove what is left of the work on decided episodes."""
+    for name in storage.list(f"{PRIVATE}/journal"):
+        slot = number_in(name)
+        if slot is None or not _is_decided(storage, slot):
+            continue
+        with _locked(storage.path(journal_key(slot))) as lock:
+            if lock != "taken":
+                shutil.rmtree(storage.path(journal_folder(slot)), ignore_errors=True)  # harmless: it is decided

@@ -1,0 +1,284 @@
+"""What a dead recorder left of an episode, checked step by step: its journal, shards in place, and shards in progress.
+
+Reads only. `recovery` makes a record of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..codecs import crc32c, decode_chunk
+from ..errors import CorruptDataError
+from ..layout import ArraySpec, journal_key
+from ..shards import ShardInfo, ShardReader
+from ..storage import LocalStorage, StoredFile
+from .journal import Frame, read_journal
+
+_BLOCK = 2**22
+_CHECKSUM = 4
+
+
+@dataclass
+class Segment:
+    """What the journal says of the segment that was being recorded.
+
+    Attributes:
+        count: Steps whose rows are in the journal.
+        rows: Parts of the arrays with many steps per chunk, (n, *stored_step_shape) each.
+        places: Offset and size of each encoded chunk, of the arrays with one step per chunk.
+    """
+
+    count: int = 0
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def values(self, name: str, count: int) -> np.ndarray:
+        """The first `count` rows of an array."""
+        rows: np.ndarray = np.concatenate(self.rows[name])[:count]
+        return rows
+
+
+@dataclass
+class Journal:
+    """The content of a journal.
+
+    Attributes:
+        start: Its first frame.
+        finished: The shards of each segment that is in place.
+        last_count: Steps of the last finished segment.
+        open: The segment after it.
+        timestamp_source: Where the stamps come from.
+    """
+
+    start: dict[str, Any]
+    finished: list[list[ShardInfo]] = field(default_factory=list)
+    last_count: int = 0
+    open: Segment = field(default_factory=Segment)
+    timestamp_source: str = "monotonic"
+
+    def num_steps(self, segment_steps: int) -> int:
+        """Steps that it tells of."""
+        before = (len(self.finished) - 1) * segment_steps + self.last_count if self.finished else 0
+        return before + self.open.count
+
+
+def read_start(path: Path) -> dict[str, Any] | None:
+    """The first frame of a journal, or None where a crash came before it.
+
+    Raises:
+        CorruptDataError: It is something else.
+    """
+    frame = next(read_journal(path), None)
+    if frame is None:
+        return None
+    start = frame.document
+    numbers = [start.get(name) for name in ("slot", "schema_revision", "started_ns")]
+    sound = isinstance(start.get("uid"), str) and all(type(n) is int and n >= 0 for n in numbers)
+    if start.get("type") != "start" or not sound or not isinstance(start.get("metadata"), dict):
+        raise CorruptDataError(f"journal: its first frame is not understood; {path}")
+    return start
+
+
+def replay(path: Path, specs: Mapping[str, ArraySpec]) -> Journal:
+    """Read a journal.
+
+    Args:
+        path: The file; it has a start.
+        specs: The recorded arrays of the schema revision that the start names.
+
+    Raises:
+        CorruptDataError: A whole frame that is not understood.
+    """
+    frames = read_journal(path)
+    journal = Journal(next(frames).document)
+    segment_steps = next(iter(specs.values())).segment_steps
+    try:
+        for frame in frames:
+            _add(journal, frame, specs, segment_steps)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptDataError(f"journal: a frame is not understood: {error!r}; {path}") from error
+    return journal
+
+
+def _add(journal: Journal, frame: Frame, specs: Mapping[str, ArraySpec], segment_steps: int) -> None:
+    document, segment = frame.document, journal.open
+    number = len(journal.finished)
+    if journal.finished and journal.last_count != segment_steps:
+        raise ValueError("steps after the last segment")
+    if document["type"] == "segment":
+        shards = [ShardInfo.from_json(value) for value in document["shards"]]
+        expected = {spec.shard_key(journal.start["slot"], number) for spec in specs.values()}
+        if document["segment"] != number or {shard.key for shard in shards} != expected:
+            raise ValueError(f"segment {document['segment']} in the place of segment {number}")
+        count = document["count"]
+        if type(count) is not int or not max(segment.count, 1) <= count <= segment_steps:
+            raise ValueError(f"a segment of {count} steps")
+        journal.finished.append(shards)
+        journal.last_count, journal.open = count, Segment()
+        journal.timestamp_source = str(document["timestamp_source"])
+        return
+    if document["type"] != "steps":
+        raise ValueError(f"type {document['type']!r}")
+    first, count = document["first"], document["count"]
+    if first != number * segment_steps + segment.count or not 0 < count <= segment_steps - segment.count:
+        raise ValueError(f"{count} steps from {first} on, after {segment.count} of segment {number}")
+    place = 0
+    for name in sorted(document["arrays"]):
+        size = document["arrays"][name]
+        raw = np.frombuffer(frame.rows[place : place + size], specs[name].numpy_dtype)
+        segment.rows.setdefault(name, []).append(raw.reshape(count, *specs[name].stored_step_shape))
+        place += size
+    for name, texts in document["texts"].items():
+        array = np.empty(count, object)
+        array[:] = [str(text) for text in texts]
+        segment.rows.setdefault(name, []).append(array)
+    for name, places in document["chunks"].items():
+        pairs = [(int(offset), int(size)) for offset, size in places]
+        if len(pairs) != count or any(offset < 0 or size <= _CHECKSUM for offset, size in pairs):
+            raise ValueError(f"{len(pairs)} chunks of {name!r} for {count} steps")
+        segment.places.setdefault(name, []).extend(pairs)
+    found = segment.rows.keys() | segment.places.keys()
+    if found != specs.keys() or any((specs[name].chunk_steps == 1) != (name in segment.places) for name in found):
+        raise ValueError(f"arrays {sorted(found)}, expected {sorted(specs)}")
+    segment.count += count
+    journal.timestamp_source = str(document["timestamp_source"])
+
+
+@dataclass
+class Part:
+    """One array of the segment that was being recorded.
+
+    Attributes:
+        spec: The array.
+        file: Where the encoded chunks are; None for arrays whose rows are in the journal.
+        in_place: The shard is at its key already.
+        count: Steps from the start of the segment on that are whole.
+    """
+
+    spec: ArraySpec
+    file: StoredFile | None
+    in_place: bool
+    count: int
+
+
+def check_finished(storage: LocalStorage, journal: Journal) -> None:
+    """Raise CorruptDataError unless the shards of all finished segments are as the journal says.
+
+    Cost: reads all of them.
+    """
+    for infos in journal.finished:
+        for info in infos:
+            file = storage.open_shard(info.key)
+            found = None if file is None else describe(info.key, file)
+            if found != info:
+                what = "is missing" if found is None else "is not the one that was finished"
+                raise CorruptDataError(f"shard: it {what}; {info.key}")
+
+
+def open_parts(storage: LocalStorage, journal: Journal, specs: Mapping[str, ArraySpec]) -> list[Part]:
+    """The arrays of the segment that was being recorded, and how many steps of each are whole.
+
+    Raises:
+        CorruptDataError: A shard in place does not agree with the journal.
+    """
+    return [_part(storage, journal, spec) for spec in specs.values()]
+
+
+def _part(storage: LocalStorage, journal: Journal, spec: ArraySpec) -> Part:
+    slot, number, segment = journal.start["slot"], len(journal.finished), journal.open
+    key = spec.shard_key(slot, number)
+    placed = storage.open_shard(key)
+    if spec.chunk_steps != 1:
+        return Part(spec, placed, placed is not None, segment.count)
+    places = segment.places.get(spec.name, [])
+    if placed is None:
+        file = _in_progress(storage.path(journal_key(slot)).with_name(f"{spec.name}.{number}.shard"))
+        return Part(spec, file, False, 0 if file is None else _whole_chunks(file, places))
+    index = ShardReader(placed, spec).index
+    for chunk, place in enumerate(places):
+        try:
+            found = index.place(chunk)
+        except CorruptDataError:  # it has fewer: a recoverer that died made it
+            places = places[:chunk]
+            break
+        if found != place:
+            raise CorruptDataError(f"shard: chunk {chunk} is not where the journal says; {key}")
+    return Part(spec, placed, True, _whole_chunks(placed, places))
+
+
+def check_rows_in_place(part: Part, journal: Journal, count: int) -> None:
+    """Raise CorruptDataError unless the first `count` rows of a shard in place are those of the journal.
+
+    Only of arrays with many steps per chunk.
+    """
+    spec, segment = part.spec, journal.open
+    if part.file is None:
+        return
+    key = spec.shard_key(journal.start["slot"], len(journal.finished))
+    reader = ShardReader(part.file, spec)
+    found, expected = decode_chunk(spec, reader.chunk(0))[:count], segment.values(spec.name, count)
+    if spec.codec == "zarr":
+        return  # a codec of the user's own, which may be lossy: its checksum has to do
+    same = list(found) == list(expected) if spec.is_text else found.tobytes() == expected.tobytes()
+    if not same:
+        raise CorruptDataError(f"shard: its rows are not those of the journal; {key}")
+
+
+def _whole_chunks(file: StoredFile, places: list[tuple[int, int]]) -> int:
+    """How many of the first chunks are there and hold their crc32c."""
+    for count, (offset, size) in enumerate(places):
+        if offset + size > file.size:
+            return count
+        chunk = file.read(offset, size)
+        if len(chunk) < size or crc32c(chunk[:-_CHECKSUM]) != int.from_bytes(chunk[-_CHECKSUM:], "little"):
+            return count
+    return len(places)
+
+
+def describe(key: str, file: StoredFile) -> ShardInfo:
+    """What a record says of a shard. Cost: reads all of it."""
+    checksum, digest, place = 0, hashlib.sha256(), 0
+    while place < file.size:
+        block = file.read(place, min(_BLOCK, file.size - place))
+        if not block:
+            raise CorruptDataError(f"shard: it became shorter; {key}")
+        checksum, place = crc32c(block, checksum), place + len(block)
+        digest.update(block)
+    return ShardInfo(key, file.size, checksum, digest.hexdigest())
+
+
+class _ProgressFile:
+    """A `StoredFile` of a shard in progress, which no key names."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor = descriptor
+        self.size = size
+
+    def read(self, start: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, start)
+
+    def prefetch(self, start: int, size: int) -> None:
+        """Nothing: each chunk is read once."""
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+def _in_progress(path: Path) -> StoredFile | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise CorruptDataError(f"a shard in progress that is no plain file; {path}")
+    return _ProgressFile(descriptor, status.st_size)
