@@ -34,6 +34,7 @@ from .checking import StepChecker, check_stamps
 from .episode_writer import EpisodeWriter
 from .files import EpisodeFiles
 from .uids import new_uid
+from .vector import VectorRecorder
 
 PUBLISH_INTERVAL_S = 1.0
 
@@ -73,6 +74,8 @@ class Recorder:
         self._checker = StepChecker(self._schema, bgr)
         check_codecs(self._checker.specs.values())
         self._open: dict[str, EpisodeWriter] = {}
+        self._vectors: list[VectorRecorder] = []
+        self._threads = threads
         self._lock = threading.Lock()
         self._next_slot = 0
         self._closed = False
@@ -179,6 +182,30 @@ class Recorder:
         )
         return episode.commit_or_discard(ending)
 
+    def vector(self, num_envs: int) -> VectorRecorder:
+        """Record from many environments at once, such as those of a simulator that steps in batches.
+
+        Args:
+            num_envs: Number of environments, at least 1.
+
+        Raises:
+            InvalidInputError: Not such a number.
+            RecordingError: The recorder is closed.
+        """
+        self._check_open("vector")
+        vector = VectorRecorder(
+            num_envs=num_envs,
+            storage=self._storage,
+            schema=self._schema,
+            revision=self._revision,
+            checker=self._checker,
+            threads=self._threads,
+            on_commit=self._publisher.notify,
+            check_open=self._check_open,
+        )
+        self._vectors.append(vector)
+        return vector
+
     def _ended(self, episode: EpisodeWriter) -> None:
         with self._lock:
             self._open.pop(episode.uid, None)
@@ -218,6 +245,7 @@ class Recorder:
         self._abandoned.detach()
         still_open, failures = self.open_episodes, []
         ends: list[Callable[[], None]] = [functools.partial(episode.discard, reason=reason) for episode in still_open]
+        ends += [vector.close for vector in self._vectors]
         for end in [*ends, self._background.close, self._publisher.close]:
             try:
                 end()
