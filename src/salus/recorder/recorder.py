@@ -27,7 +27,7 @@ from ..log.publish import publish
 from ..log.records import Record
 from ..log.snapshot import Snapshot, checkpoint_due, write_checkpoint
 from ..metadata import check_metadata
-from ..schema import TIMESTAMP
+from ..schema import TIMESTAMP, Schema
 from ..storage import LocalStorage
 from .background import Background
 from .checking import StepChecker, check_stamps
@@ -83,6 +83,11 @@ class Recorder:
         self._background = Background(budget_bytes=queue_bytes, threads=threads, tick=_flusher(weakref.ref(self)))
         self._publisher = _Publisher(self._storage)
         self._abandoned = weakref.finalize(self, _abandon, self._background, self._publisher, self._open, self._pid)
+
+    @property
+    def schema(self) -> Schema:
+        """The schema that episodes are recorded under."""
+        return self._schema
 
     @property
     def open_episodes(self) -> list[EpisodeWriter]:

@@ -93,6 +93,11 @@ class VectorRecorder:
         """Steps appended so far to the open episode of each environment, int64 (num_envs,); 0 where none is open."""
         return self._steps.lengths.copy()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, by itself or with its recorder."""
+        return self._closed
+
     # --- recording ---------------------------------------------------------------------------------------------
 
     def append(
