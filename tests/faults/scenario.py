@@ -4,6 +4,7 @@ The process is warm (salus and zarr are imported once) and single-purpose: it fo
 on stdin, lets it die, and answers with one line of JSON: how the child ended, and what it had acknowledged by then.
 
     {"crash_before": n, "path": …}           die before the n-th call that changes files, counted from 1
+    {"crash_before": n, "path": …, "groups": true}   the same while groups of episodes are committed
     {"kill_after": seconds, "path": …, "seed": k}   record in a loop from seed k on, until SIGKILL
 """
 
@@ -41,6 +42,8 @@ SCHEMA = salus.Schema(
 )
 LENGTHS = {0: 6, 1: 5, 2: 3, 3: 2}  # by seed; 6 and 5 cross the border of a segment
 WHOLE, STEPWISE, DISCARDED, AFTERWARDS = LENGTHS
+
+GROUPS = ((4, 2), (1,))  # seeds; the first has 5 steps, which cross the border of a segment
 
 CRASHED = 9
 UNKNOWN_WRITER = 77  # files were written in a way that is not counted: count it
@@ -89,6 +92,22 @@ def run_script(path: Path, acknowledge: Callable[..., None]) -> None:
     acknowledge("tagged")
     dataset.delete(episode.uid)
     acknowledge("deleted")
+
+
+def run_groups(path: Path, acknowledge: Callable[..., None]) -> None:
+    """Create, and commit two groups of episodes; acknowledge each group when all of it was, in the order of GROUPS."""
+    dataset = salus.create(path, SCHEMA)
+    acknowledge("created")
+    with salus.Recorder(dataset) as recorder, recorder.vector(2) as vector:
+        for seeds in GROUPS:
+            for env, seed in enumerate(seeds):
+                arrays = make_episode(seed, looped_length(seed))
+                for step in range(looped_length(seed)):
+                    vector.append({name: values[step : step + 1] for name, values in arrays.items()}, env_ids=[env])
+            futures = vector.end(range(len(seeds)), metadata=[{"seed": seed} for seed in seeds])
+            for seed, future in zip(seeds, futures, strict=True):
+                acknowledge("committed", seed=seed, uid=future.result().uid)
+    acknowledge("closed")
 
 
 def record_endlessly(path: Path, seed: int, acknowledge: Callable[..., None]) -> None:
@@ -237,7 +256,8 @@ def _child(command: dict[str, Any], writing: int) -> None:
             salus.recorder.files.FLUSH_INTERVAL_S = 0  # flush the journal at every step: more places to die in
             crash = CrashBefore(command["crash_before"])
             crash.install()
-            run_script(Path(command["path"]), acknowledge)
+            run = run_groups if command.get("groups") else run_script
+            run(Path(command["path"]), acknowledge)
             acknowledge("finished", calls=crash.calls)
         else:
             record_endlessly(Path(command["path"]), command["seed"], acknowledge)
