@@ -153,7 +153,7 @@ def test_put_new_many_syncs_each_file_before_its_link_and_each_folder_after(
 
     def fsync(descriptor: int) -> None:
         plain_fsync(descriptor)
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
         events.append(("folder" if path.is_dir() else "file", path.name.split(".")[1] if path.is_file() else path.name))
 
     def link(source: Path, target: Path, **named: Any) -> None:
@@ -180,7 +180,7 @@ def test_put_new_many_does_not_know_of_a_folder_that_was_not_synced(
     plain = os.fsync
 
     def fsync(descriptor: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}") == str(local.path("b")):
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == local.path("b"):
             raise OSError(errno.EIO, "Input/output error")
         plain(descriptor)
 
@@ -194,7 +194,7 @@ def test_put_new_many_leaves_out_what_cannot_be_written(local: LocalStorage, mon
     plain = os.fsync
 
     def fsync(descriptor: int) -> None:
-        if ".2." in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if ".2." in Path(f"/proc/self/fd/{descriptor}").readlink().name:
             raise OSError(errno.ENOSPC, "No space left on device")
         plain(descriptor)
 

@@ -43,7 +43,7 @@ SCHEMA = salus.Schema(
 LENGTHS = {0: 6, 1: 5, 2: 3, 3: 2}  # by seed; 6 and 5 cross the border of a segment
 WHOLE, STEPWISE, DISCARDED, AFTERWARDS = LENGTHS
 
-GROUPS = ((4, 2), (1,))  # seeds; the first has 5 steps, which cross the border of a segment
+GROUPS = ((4, 0, 1, 2), (10,))  # seeds; the first has 5 steps, which cross the border of a segment
 
 CRASHED = 9
 UNKNOWN_WRITER = 77  # files were written in a way that is not counted: count it
@@ -98,7 +98,7 @@ def run_groups(path: Path, acknowledge: Callable[..., None]) -> None:
     """Create, and commit two groups of episodes; acknowledge each group when all of it was, in the order of GROUPS."""
     dataset = salus.create(path, SCHEMA)
     acknowledge("created")
-    with salus.Recorder(dataset) as recorder, recorder.vector(2) as vector:
+    with salus.Recorder(dataset) as recorder, recorder.vector(4) as vector:
         for seeds in GROUPS:
             for env, seed in enumerate(seeds):
                 arrays = make_episode(seed, looped_length(seed))
