@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import salus
 
 
@@ -24,7 +26,8 @@ def test_every_error_that_is_defined_is_exported() -> None:
 def test_importing_needs_no_extra_and_does_not_load_zarr() -> None:
     script = (
         "import sys\n"
-        "for name in ('torch', 'pandas', 'matplotlib', 'mujoco', 'typer', 'rich', 'sklearn', 'zarr', 'datasketches'):\n"
+        "for name in ('torch', 'pandas', 'matplotlib', 'mujoco', 'typer', 'rich', 'sklearn', 'zarr', 'datasketches',"
+        "    'gymnasium'):\n"
         "    sys.modules[name] = None\n"  # an import of any of them would fail
         "import salus\n"
         "assert salus.Schema and salus.Recorder\n"
@@ -32,15 +35,16 @@ def test_importing_needs_no_extra_and_does_not_load_zarr() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=60)
 
 
-def test_a_missing_extra_says_what_to_install() -> None:
+@pytest.mark.parametrize(("extra", "missing"), [("torch", "torch"), ("gym", "gymnasium")])
+def test_a_missing_extra_says_what_to_install(extra: str, missing: str) -> None:
     script = (
         "import sys\n"
-        "sys.modules['torch'] = None\n"
+        f"sys.modules['{missing}'] = None\n"
         "import salus\n"
         "try:\n"
-        "    salus.torch\n"
+        f"    salus.{extra}\n"
         "except salus.MissingExtraError as error:\n"
-        "    assert \"pip install 'salus[torch]'\" in str(error), error\n"
+        f"    assert \"pip install 'salus[{extra}]'\" in str(error), error\n"
         "else:\n"
         "    raise AssertionError('no error')\n"
     )

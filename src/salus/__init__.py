@@ -32,6 +32,8 @@ from .schema import Feature, Image, Schema, Text
 from .view import DatasetView
 
 if TYPE_CHECKING:
+    from . import gym as gym
+    from . import isaaclab as isaaclab
     from . import torch as torch
 
 __version__ = "0.1.0"
@@ -71,6 +73,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "torch":  # loaded when it is asked for: it needs the extra, and takes seconds
-        return importlib.import_module(".torch", __name__)
+    if name in ("gym", "isaaclab", "torch"):  # loaded when asked for: they need extras, and take seconds
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'salus' has no attribute {name!r}")

@@ -27,7 +27,9 @@ def documented() -> list[str]:
 
 def exported() -> set[str]:
     torch = pytest.importorskip("salus.torch", reason="the extra 'torch' is not installed", exc_type=ImportError)
-    return {f"salus.{name}" for name in salus.__all__} | {f"salus.torch.{name}" for name in torch.__all__}
+    gym = pytest.importorskip("salus.gym", reason="the extra 'gym' is not installed", exc_type=ImportError)
+    found = {f"salus.{name}" for name in salus.__all__} | {f"salus.torch.{name}" for name in torch.__all__}
+    return found | {f"salus.gym.{name}" for name in gym.__all__}
 
 
 def _resolve(identifier: str) -> Any:
@@ -51,8 +53,13 @@ def test_every_exported_name_is_documented_once() -> None:
 
 def test_what_is_documented_of_the_package_is_exported() -> None:
     of_package = {name for name in documented() if name.count(".") == 1}
-    of_torch = {name for name in documented() if re.fullmatch(r"salus\.torch\.\w+", name)}
-    also = {"salus.data", "salus.torch"}  # a page may have a heading for a module that is not exported
+    of_torch = {name for name in documented() if re.fullmatch(r"salus\.(torch|gym)\.\w+", name)}
+    also = {
+        "salus.data",
+        "salus.gym",
+        "salus.isaaclab",
+        "salus.torch",
+    }  # a page may have a heading for a module that is not exported
     assert (of_package | of_torch) - also <= exported()
 
 

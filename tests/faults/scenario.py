@@ -5,6 +5,7 @@ on stdin, lets it die, and answers with one line of JSON: how the child ended, a
 
     {"crash_before": n, "path": …}           die before the n-th call that changes files, counted from 1
     {"fail_at": n, "errno": e, "lasting": bool, "path": …}   let the n-th such call fail, or it and all after it
+    {"crash_before": n, "path": …, "groups": true}   the same while groups of episodes are committed
     {"kill_after": seconds, "path": …, "seed": k}   record in a loop from seed k on, until SIGKILL
 """
 
@@ -42,6 +43,8 @@ SCHEMA = salus.Schema(
 )
 LENGTHS = {0: 6, 1: 5, 2: 3, 3: 2}  # by seed; 6 and 5 cross the border of a segment
 WHOLE, STEPWISE, DISCARDED, AFTERWARDS = LENGTHS
+
+GROUPS = ((4, 0, 1, 2), (10,))  # seeds; the first has 5 steps, which cross the border of a segment
 
 CRASHED = 9
 UNKNOWN_WRITER = 77  # files were written in a way that is not counted: count it
@@ -90,6 +93,22 @@ def run_script(path: Path, acknowledge: Callable[..., None]) -> None:
     acknowledge("tagged")
     dataset.delete(episode.uid)
     acknowledge("deleted")
+
+
+def run_groups(path: Path, acknowledge: Callable[..., None]) -> None:
+    """Create, and commit two groups of episodes; acknowledge each group when all of it was, in the order of GROUPS."""
+    dataset = salus.create(path, SCHEMA)
+    acknowledge("created")
+    with salus.Recorder(dataset) as recorder, recorder.vector(4) as vector:
+        for seeds in GROUPS:
+            for env, seed in enumerate(seeds):
+                arrays = make_episode(seed, looped_length(seed))
+                for step in range(looped_length(seed)):
+                    vector.append({name: values[step : step + 1] for name, values in arrays.items()}, env_ids=[env])
+            futures = vector.end(range(len(seeds)), metadata=[{"seed": seed} for seed in seeds])
+            for seed, future in zip(seeds, futures, strict=True):
+                acknowledge("committed", seed=seed, uid=future.result().uid)
+    acknowledge("closed")
 
 
 def record_endlessly(path: Path, seed: int, acknowledge: Callable[..., None]) -> None:
@@ -258,7 +277,8 @@ def _child(command: dict[str, Any], writing: int) -> None:
             salus.recorder.files.FLUSH_INTERVAL_S = 0  # flush the journal at every step: more places to die in
             crash = CrashBefore(command["crash_before"])
             crash.install()
-            run_script(Path(command["path"]), acknowledge)
+            run = run_groups if command.get("groups") else run_script
+            run(Path(command["path"]), acknowledge)
             acknowledge("finished", calls=crash.calls)
         elif "fail_at" in command:
             salus.recorder.files.FLUSH_INTERVAL_S = 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from .. import documents
-from ..errors import AlreadyExistsError, CorruptDataError
+from ..errors import AlreadyExistsError, CorruptDataError, SalusError
 from ..layout import PRIVATE, SLOTS_PER_FOLDER, claim_key, number_in
 from ..storage import Storage
 
@@ -29,6 +30,28 @@ def claim_slot(storage: Storage, uid: str, *, hint: int = 0) -> int:
             slot = max(slot + 1, _first_unclaimed(storage))  # others may have claimed thousands meanwhile
         else:
             return slot
+
+
+def claim_slots(storage: Storage, uids: Sequence[str], *, hint: int = 0) -> list[int | SalusError]:
+    """Claim a free slot at or after `hint` for each of many episodes, as `claim_slot` does, for few `fsync`s.
+
+    Returns:
+        For each uid its slot, or the error that kept it from one.
+    """
+    found: dict[str, int | SalusError] = {}
+    slot = hint or _first_unclaimed(storage)
+    while waiting := [uid for uid in uids if uid not in found]:
+        slots = dict(zip(waiting, range(slot, slot + len(waiting)), strict=True))
+        identity = _process_identity()
+        bodies = {claim_key(slots[uid]): documents.seal({"uid": uid, **identity}) for uid in waiting}
+        failed = storage.put_new_many(bodies)
+        for uid in waiting:
+            error = failed.get(claim_key(slots[uid]))
+            if not isinstance(error, AlreadyExistsError):
+                found[uid] = slots[uid] if error is None else error
+        if failed:
+            slot = max(slot + len(waiting), _first_unclaimed(storage))
+    return [found[uid] for uid in uids]
 
 
 @dataclass(frozen=True)

@@ -2,5 +2,6 @@
 
 from .episode_writer import EpisodeWriter
 from .recorder import Recorder
+from .vector import VectorRecorder
 
-__all__ = ["EpisodeWriter", "Recorder"]
+__all__ = ["EpisodeWriter", "Recorder", "VectorRecorder"]

@@ -54,6 +54,21 @@ class StepChecker:
         """
         return self._check(arrays, {}, whole=True)
 
+    def batch(self, values: Mapping[str, Any], more: Mapping[str, Any], *, num_envs: int) -> Stored:
+        """One step of each of N environments: array name to (N, *stored_step_shape), views where possible.
+
+        Raises:
+            InvalidInputError: Every problem of the batch.
+        """
+        try:
+            stored, found = self._check(values, more, whole=True)
+        except InvalidInputError as error:  # the rows of a batch are checked as the steps of an episode are
+            text = str(error).replace("record_episode", "append").replace("(T, …)", "(N, …)").replace("(T,)", "(N,)")
+            raise InvalidInputError(text) from None
+        if found != num_envs:
+            raise InvalidInputError(f"append: got {found} rows, expected one for each of {num_envs} environments")
+        return stored
+
     def _check(self, values: Mapping[str, Any], more: Mapping[str, Any], *, whole: bool) -> tuple[Stored, int]:
         problems: list[str] = []
         given = self._named(values, more, problems, whole)

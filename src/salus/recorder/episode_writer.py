@@ -19,6 +19,7 @@ from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, 
 from ..labels import Outcome, Result
 from ..log.entries import Entry
 from ..log.records import Record
+from ..metadata import check_metadata
 from ..schema import TIMESTAMP, Schema
 from ..statistics import EpisodeStatistics
 from .background import Background
@@ -245,6 +246,19 @@ class EpisodeWriter:
         outcome = Outcome("failure", kind, step)
         outcome.check(num_steps=max(self._num_steps, 1), kinds=self._schema.failure_kinds)
         self._outcome = outcome
+
+    def add_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Add metadata that was not known when the episode started, or replace some.
+
+        Args:
+            metadata: JSON values by key.
+
+        Raises:
+            InvalidInputError: Metadata that has no JSON text.
+            RecordingError: The episode has ended already.
+        """
+        self._check_recording("add_metadata")
+        self._metadata = check_metadata({**self._metadata, **metadata})
 
     # --- ending ------------------------------------------------------------------------------------------------
 

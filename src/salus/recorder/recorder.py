@@ -27,7 +27,7 @@ from ..log.publish import publish
 from ..log.records import Record
 from ..log.snapshot import Snapshot, checkpoint_due, write_checkpoint
 from ..metadata import check_metadata
-from ..schema import TIMESTAMP
+from ..schema import TIMESTAMP, Schema
 from ..storage import LocalStorage
 from .background import Background
 from .checking import StepChecker, check_stamps
@@ -35,6 +35,7 @@ from .episode_writer import EpisodeWriter
 from .files import EpisodeFiles
 from .interrupts import INTERRUPTS, OnInterrupt, watch
 from .uids import new_uid
+from .vector import VectorRecorder
 
 PUBLISH_INTERVAL_S = 1.0
 
@@ -87,6 +88,8 @@ class Recorder:
         self._checker = StepChecker(self._schema, bgr)
         check_codecs(self._checker.specs.values())
         self._open: dict[str, EpisodeWriter] = {}
+        self._vectors: list[VectorRecorder] = []
+        self._threads = threads
         self._lock = threading.Lock()
         self._next_slot = 0
         self._closed = False
@@ -96,6 +99,11 @@ class Recorder:
         self._background = Background(budget_bytes=queue_bytes, threads=threads, tick=_flusher(weakref.ref(self)))
         self._publisher = _Publisher(self._storage)
         self._abandoned = weakref.finalize(self, _abandon, self._background, self._publisher, self._open, self._pid)
+
+    @property
+    def schema(self) -> Schema:
+        """The schema that episodes are recorded under."""
+        return self._schema
 
     @property
     def open_episodes(self) -> list[EpisodeWriter]:
@@ -196,6 +204,30 @@ class Recorder:
         )
         return episode.commit_or_discard(ending)
 
+    def vector(self, num_envs: int) -> VectorRecorder:
+        """Record from many environments at once, such as those of a simulator that steps in batches.
+
+        Args:
+            num_envs: Number of environments, at least 1.
+
+        Raises:
+            InvalidInputError: Not such a number.
+            RecordingError: The recorder is closed.
+        """
+        self._check_open("vector")
+        vector = VectorRecorder(
+            num_envs=num_envs,
+            storage=self._storage,
+            schema=self._schema,
+            revision=self._revision,
+            checker=self._checker,
+            threads=self._threads,
+            on_commit=self._publisher.notify,
+            check_open=self._check_open,
+        )
+        self._vectors.append(vector)
+        return vector
+
     def _ended(self, episode: EpisodeWriter) -> None:
         with self._lock:
             self._open.pop(episode.uid, None)
@@ -249,6 +281,7 @@ class Recorder:
             else functools.partial(episode.end_interrupted, interrupt)
             for episode in still_open
         ]
+        ends += [vector.close for vector in self._vectors]
         for end in [*ends, self._background.close, self._publisher.close]:
             try:
                 end()

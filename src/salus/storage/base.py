@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from ..errors import SalusError
+
 Found: TypeAlias = list[str]
 
 
@@ -29,6 +31,15 @@ class Storage(Protocol):
             AlreadyExistsError: Another body is there. Nothing was changed.
             CommitUnknownError: The storage did not say whether the object is durable. Nothing was deleted.
             RecordingError: Nothing was created: the storage is full, read-only, closed to us.
+        """
+        ...
+
+    def put_new_many(self, objects: Mapping[str, bytes]) -> dict[str, SalusError]:
+        """`put_new` of many keys at once: each with the same guarantees, at a lower cost than one by one.
+
+        Returns:
+            For each key that was not created, or may not be, the error that `put_new` raises. All other objects are
+            durable. One key's error changes nothing for the others.
         """
         ...
 

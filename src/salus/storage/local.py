@@ -14,8 +14,10 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from ..errors import (
@@ -24,6 +26,7 @@ from ..errors import (
     CorruptDataError,
     InvalidInputError,
     RecordingError,
+    SalusError,
     StorageError,
 )
 from .base import Found, StoredFile
@@ -31,6 +34,7 @@ from .base import Found, StoredFile
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
+_SYNC_THREADS = 16
 
 _held_locks: set[int] = set()
 
@@ -87,10 +91,72 @@ class LocalStorage:
             self.make_folder(target.parent)
             temporary = _write_temporary(target, body)
         try:
-            self._place(temporary, target, key, same=lambda: _read_file(target, key) == body, remove=True)
+            self._place(temporary, target, key, same=partial(_holds, target, key, body), remove=True)
         finally:
             with suppress(OSError):  # a left-over temporary file is garbage, never data
                 temporary.unlink()
+
+    def put_new_many(self, objects: Mapping[str, bytes]) -> dict[str, SalusError]:
+        failed: dict[str, SalusError] = {}
+        temporaries: dict[str, Path] = {}
+
+        def write(key: str) -> None:
+            target = self.path(key)
+            try:
+                with _refusals(key, target):
+                    temporaries[key] = _write_temporary(target, objects[key])
+            except RecordingError as error:
+                failed[key] = error
+
+        try:
+            self._make_folders_of(objects, failed)
+            waiting = [key for key in objects if key not in failed]
+            # Many threads: what waits for the disk at the same time shares one commit of the file system's journal.
+            with ThreadPoolExecutor(min(_SYNC_THREADS, len(waiting) or 1), "salus-fsync") as threads:
+                list(threads.map(write, waiting))
+            failed.update(self._place_many(temporaries, objects))
+        finally:
+            for temporary in temporaries.values():
+                with suppress(OSError):  # a left-over temporary file is garbage, never data
+                    temporary.unlink()
+        return failed
+
+    def _make_folders_of(self, keys: Iterable[str], failed: dict[str, SalusError]) -> None:
+        for folder, inside in _by_folder(self.path(key) for key in keys).items():
+            try:
+                with _refusals(str(folder), folder):
+                    self.make_folder(folder)
+            except (RecordingError, CorruptDataError, StorageError) as error:
+                failed.update({key: error for key in keys if self.path(key) in inside})
+
+    def _place_many(self, temporaries: Mapping[str, Path], objects: Mapping[str, bytes]) -> dict[str, SalusError]:
+        """Link all, make the folders durable, and only then say of each key what became of it, as `_place` does."""
+        failed: dict[str, SalusError] = {}
+        doubtful: dict[str, OSError] = {}
+        for key, temporary in temporaries.items():
+            try:
+                _link(temporary, self.path(key))
+            except OSError as error:
+                doubtful[key] = error
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink()
+        unknown: dict[Path, CommitUnknownError] = {}
+        for folder in _by_folder(map(self.path, temporaries)):
+            try:
+                self.sync_folder(folder, str(folder))
+            except CommitUnknownError as error:
+                unknown[folder] = error
+        for key in temporaries:
+            target = self.path(key)
+            if target.parent in unknown:
+                failed[key] = unknown[target.parent]
+            elif key in doubtful:
+                try:
+                    self._read_back(target, key, doubtful[key], same=partial(_holds, target, key, objects[key]))
+                except SalusError as error:
+                    failed[key] = error
+        return failed
 
     def put_new_file(self, key: str, source: Path) -> None:
         target = self.path(key)
@@ -104,19 +170,24 @@ class LocalStorage:
         except OSError as error:
             # It may be there all the same: ours, with the answer lost, or another's. Durable first, then look.
             self.sync_folder(target.parent, key)
-            try:
-                if target.exists() and same():
-                    return
-                found = target.exists()
-            except (OSError, CorruptDataError) as unreadable:
-                raise CommitUnknownError(f"put {key}: it cannot be read back: {unreadable}; {target}") from unreadable
-            if found:
-                raise AlreadyExistsError(f"put {key}: another object is there; {target}") from error
-            raise _refused(error, key, target) from error
+            self._read_back(target, key, error, same=same)
+            return
         if remove:
             with suppress(OSError):
                 source.unlink()
         self.sync_folder(target.parent, key)
+
+    def _read_back(self, target: Path, key: str, error: OSError, *, same: Callable[[], bool]) -> None:
+        """Return where ours is there after a link that failed with `error`; the directory is durable already."""
+        try:
+            if target.exists() and same():
+                return
+            found = target.exists()
+        except (OSError, CorruptDataError) as unreadable:
+            raise CommitUnknownError(f"put {key}: it cannot be read back: {unreadable}; {target}") from unreadable
+        if found:
+            raise AlreadyExistsError(f"put {key}: another object is there; {target}") from error
+        raise _refused(error, key, target) from error
 
     def put(self, objects: Mapping[str, bytes]) -> None:
         for key, body in objects.items():
@@ -268,6 +339,10 @@ def _read_file(path: Path, key: str) -> bytes:
         return file.read()
 
 
+def _holds(path: Path, key: str, body: bytes) -> bool:
+    return _read_file(path, key) == body
+
+
 def _file_kind(mode: int) -> str:
     if stat.S_ISDIR(mode):
         return "directory"
@@ -289,6 +364,13 @@ def _write_temporary(target: Path, body: bytes) -> Path:
             temporary.unlink()
         raise
     return temporary
+
+
+def _by_folder(paths: Iterable[Path]) -> dict[Path, set[Path]]:
+    found: dict[Path, set[Path]] = {}
+    for path in paths:
+        found.setdefault(path.parent, set()).add(path)
+    return found
 
 
 def _link(source: Path, target: Path) -> None:
