@@ -1,7 +1,7 @@
-"""T5: a disk that is full, has no inodes left, or limits files, at any point: a typed error, and a dataset that stays.
+"""T5: a disk that is full, has no inodes left or limits files, at any point: a typed error, and the dataset stays.
 
-`python -m tests.faults.test_full_disk 500` cuts at more points than the suite does. The disks are small tmpfs, mounted in
-a mount namespace of their own (`unshare -Urm`).
+`python -m tests.faults.test_full_disk 500` cuts at more points than the suite does. The disks are small tmpfs, mounted
+in a mount namespace of their own (`unshare -Urm`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
     """Cut at as many points as the command line says; in a mount namespace of its own, so it starts itself anew."""
     if "--inside" not in sys.argv:
         command = ["unshare", "-Urm", sys.executable, "-W", "ignore", "-m", "tests.faults.test_full_disk"]
-        sys.exit(subprocess.run([*command, sys.argv[1], "--inside"], check=False).returncode)  # noqa: S603
+        sys.exit(subprocess.run([*command, sys.argv[1], "--inside"], check=False).returncode)
     began, refused, done, warm = time.monotonic(), 0, 0, Warm()
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="salus-full-") as folder:
         for each in cuts(int(sys.argv[1])):
