@@ -90,11 +90,21 @@ class Disk:
         return number
 
     def pending(self) -> list[Item]:
-        """All that a power loss may take away now."""
-        files = [("file", number, place) for number, f in self._files.items() for place in range(len(f.pending))]
-        return files + [
-            ("folder", number, place) for number, f in self._folders.items() for place in range(len(f.pending))
-        ]
+        """All that a power loss may take away now, of what can still have a name after it."""
+        items: list[Item] = []
+        waiting, reached = [0], {0}  # files count from 1, as names hold them
+        while waiting:
+            number = waiting.pop()
+            if number > 0:
+                items += [("file", number - 1, place) for place in range(len(self._files[number - 1].pending))]
+                continue
+            folder = self._folders[number]
+            items += [("folder", number, place) for place in range(len(folder.pending))]
+            named = {*folder.durable.values(), *(to for change in folder.pending for to in change.values())}
+            found = {to for to in named if to is not None} - reached
+            reached |= found
+            waiting += sorted(found)
+        return items
 
     def tree(self, kept: frozenset[Item], torn: tuple[Item, int] | None = None) -> Tree:
         """What is found after a power loss that kept these changes, one of them perhaps up to a byte only."""
@@ -116,15 +126,33 @@ class Disk:
                 writes.append((offset, data[: torn[1]] if torn is not None and torn[0] == item else data))
         return _written(content.durable, writes)
 
-    def losses(self, rng: random.Random, most: int) -> Iterator[tuple[frozenset[Item], tuple[Item, int] | None]]:
-        """What may be kept: every choice where there are few changes, else `most` drawn ones; then torn writes."""
+    def corners(self) -> Iterator[frozenset[Item]]:
+        """Nothing kept, everything, everything but one change, and one change alone."""
+        items = frozenset(self.pending())
+        yield frozenset()
+        yield items
+        for item in sorted(items):
+            yield items - {item}
+            yield frozenset({item})
+
+    def losses(
+        self, rng: random.Random, *, every_choice_up_to: int, drawn: int
+    ) -> Iterator[tuple[frozenset[Item], tuple[Item, int] | None]]:
+        """What may be kept: the corners, then every choice where there are few changes, else some; then torn writes.
+
+        Args:
+            rng: Draws.
+            every_choice_up_to: Changes.
+            drawn: Choices where there are more changes.
+        """
         items = self.pending()
-        if len(items) <= EXHAUSTIVE_UP_TO and 2 ** len(items) <= most:
-            for count in range(len(items) + 1):
+        yield from ((kept, None) for kept in self.corners())
+        if len(items) <= every_choice_up_to:
+            for count in range(2, len(items) - 1):
                 for chosen in itertools.combinations(items, count):
                     yield frozenset(chosen), None
         else:
-            for _ in range(most):
+            for _ in range(drawn):
                 share = rng.choice((0.1, 0.5, 0.9))
                 yield frozenset(item for item in items if rng.random() < share), None
         for kind, number, place in items:

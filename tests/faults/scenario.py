@@ -6,6 +6,7 @@ on stdin, lets it die, and answers with one line of JSON: how the child ended, a
     {"crash_before": n, "path": …}           die before the n-th call that changes files, counted from 1
     {"fail_at": n, "errno": e, "lasting": bool, "path": …}   let the n-th such call fail, or it and all after it
     {"crash_before": n, "path": …, "groups": true}   the same while groups of episodes are committed
+    {"file_limit": bytes, "path": …}         let no file grow beyond that (None: no limit, the disk may be full instead)
     {"kill_after": seconds, "path": …, "seed": k}   record in a loop from seed k on, until SIGKILL
 """
 
@@ -15,6 +16,7 @@ import builtins
 import io
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -289,6 +291,15 @@ def _child(command: dict[str, Any], writing: int) -> None:
             except salus.SalusError as error:
                 acknowledge("refused", error=f"{type(error).__name__}: {error}")
             acknowledge("finished", calls=failing.calls)
+        elif "file_limit" in command:
+            salus.recorder.files.FLUSH_INTERVAL_S = 0
+            limit = resource.RLIM_INFINITY if command["file_limit"] is None else command["file_limit"]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try:
+                run_script(Path(command["path"]), acknowledge)
+            except salus.SalusError as error:
+                acknowledge("refused", error=f"{type(error).__name__}: {error}")
+            acknowledge("finished", calls=[])
         else:
             record_endlessly(Path(command["path"]), command["seed"], acknowledge)
         status = 0

@@ -63,6 +63,13 @@ TRIALS = (
         (20_000,),
     ),
     Trial(
+        "full disks",
+        "A recording on disks with too few pages or inodes, and with a limit on the size of files: typed errors, and "
+        "the dataset stays whole and takes more once there is room",
+        "test_full_disk",
+        (500,),
+    ),
+    Trial(
         "parallel writers",
         "Writer processes on one dataset, a tenth of them killed, while four readers look on: 64 writers, 200 episodes "
         "each, 20 rounds",
