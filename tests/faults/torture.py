@@ -44,8 +44,8 @@ class Trial(NamedTuple):
 TRIALS = (
     Trial(
         "kills",
-        "SIGKILL before each call that changes files, and at random times: what was committed is there, nothing is "
-        "there in part, and recording goes on",
+        "A process that ends, at once and without cleaning up, before each call that changes files, and SIGKILL at "
+        "random times: what was committed is there, nothing is there in part, and recording goes on",
         "test_crash_between_steps",
         (5_000, 2_000),
     ),
