@@ -35,6 +35,7 @@ class Record:
             (made from the declared rate, for episodes that came as whole arrays without stamps).
         started_ns, ended_ns: Wall clock of the recording, nanoseconds since 1970. For people; nothing depends on them.
         reason: Why it was aborted.
+        dropped_images: Images that were dropped because the queue was full, by feature; only those above 0.
         digest: Digest of the record's bytes; empty until it is written or read.
     """
 
@@ -50,6 +51,7 @@ class Record:
     started_ns: int = 0
     ended_ns: int = 0
     reason: str | None = None
+    dropped_images: dict[str, int] = field(default_factory=dict)
     digest: str = ""
 
     def to_bytes(self) -> bytes:
@@ -68,6 +70,7 @@ class Record:
                 "started_ns": self.started_ns,
                 "ended_ns": self.ended_ns,
                 "reason": self.reason,
+                **({"dropped_images": self.dropped_images} if self.dropped_images else {}),
             }
         )
 
@@ -94,6 +97,7 @@ class Record:
                 started_ns=document["started_ns"],
                 ended_ns=document["ended_ns"],
                 reason=document["reason"],
+                dropped_images=dict(document.get("dropped_images", {})),
                 digest=documents.digest_of(body),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -112,6 +116,7 @@ class Record:
         if not isinstance(self.timestamp_source, str) or not self.timestamp_source:
             yield f"timestamp_source {self.timestamp_source!r}"
         numbers = {"revision": self.schema_revision, "start": self.started_ns, "end": self.ended_ns}
+        numbers |= {f"dropped images of {name}": count for name, count in self.dropped_images.items()}
         numbers |= {f"size of {shard.key}": shard.size for shard in self.shards}
         yield from (
             f"{name} {value!r}" for name, value in numbers.items() if type(value) is not int or not 0 <= value < 2**63

@@ -1,6 +1,7 @@
 """Recording: `Recorder` hands out episodes, checks every step, and encodes and writes in the background."""
 
-from .episode_writer import EpisodeWriter
+from .background import QueueStatus
+from .episode_writer import EpisodeWriter, WhenFull
 from .recorder import Recorder
 
-__all__ = ["EpisodeWriter", "Recorder"]
+__all__ = ["EpisodeWriter", "QueueStatus", "Recorder", "WhenFull"]

@@ -38,7 +38,9 @@ class StepChecker:
         self._nullable = {name for name, feature in self.features.items() if feature.nullable}
 
     def step(self, values: Mapping[str, Any], more: Mapping[str, Any]) -> Stored:
-        """One step: array name to (1, *stored_step_shape), copied.
+        """One step: array name to (1, *stored_step_shape), views of what was given where possible.
+
+        A nullable feature of one step per chunk that carries no value is not among them; its `.valid` is.
 
         Raises:
             InvalidInputError: Every problem of the step.
@@ -127,6 +129,8 @@ class StepChecker:
     def _store(self, name: str, feature: Feature, value: Any, whole: bool, stored: Stored) -> None:
         spec = self.specs[name]
         if feature.nullable and value is None:
+            if not whole and spec.chunk_steps == 1:
+                return
             value = "" if spec.is_text else np.zeros(feature.shape, spec.numpy_dtype)
         if isinstance(feature, Text):
             stored[name] = _checked_text(value, whole)
@@ -139,8 +143,7 @@ class StepChecker:
         if name in self._bgr:
             axis = 1 if spec.channels_last else -1
             array = np.flip(array, axis)
-        array = spec.as_stored(array).astype(spec.numpy_dtype, copy=False)
-        stored[name] = array if whole else np.array(array, order="C", copy=True)
+        stored[name] = spec.as_stored(array).astype(spec.numpy_dtype, copy=False)
 
 
 def check_stamps(stamps: Any, num_steps: int) -> np.ndarray:
@@ -213,18 +216,19 @@ def _checked_array(feature: Feature, value: Any, leading: int) -> np.ndarray:
         steps = "(T, …) with a step of " if leading else ""
         raise InvalidInputError(f"got shape {array.shape}, expected {steps}{' or '.join(map(str, shapes))}")
     target = np.dtype(feature.dtype)
-    if array.dtype.kind in "iu" and target.kind in "iu" and array.size:
+    if array.dtype.kind in "iu" and target.kind in "iu" and array.dtype != target and array.size:
         limits = np.iinfo(target)
         for extreme in (int(array.min()), int(array.max())):
             if not limits.min <= extreme <= limits.max:
                 raise InvalidInputError(f"got {extreme}, which {target.name} cannot hold")
     if target.kind == "f":
-        with np.errstate(over="ignore"):
-            cast = array.astype(target, copy=False)
-        overflow = np.isinf(cast) & ~np.isinf(array)
-        if overflow.any():
-            raise InvalidInputError(f"got {array[overflow].flat[0]:g}, which {target.name} cannot hold")
-        array = cast
+        if array.dtype != target:
+            with np.errstate(over="ignore"):
+                cast = array.astype(target)
+            overflow = np.isinf(cast) & ~np.isinf(array)
+            if overflow.any():
+                raise InvalidInputError(f"got {array[overflow].flat[0]:g}, which {target.name} cannot hold")
+            array = cast
         if not feature.allow_nan and not np.isfinite(array).all():
             first = int(np.flatnonzero(~np.isfinite(array))[0])
             place = tuple(int(axis) for axis in np.unravel_index(first, array.shape))
