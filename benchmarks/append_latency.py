@@ -5,7 +5,8 @@
 In the same loop, other frames of the same size are copied just before each `append`, so what `append` costs beyond
 copying, and what the machine itself does to any such loop, come from one run. "beyond" is p99.9 of `append` minus the
 median of copying. "late" is how late the loop wakes up: that is the operating system and the GIL, not `append`.
-"bits/byte" is what a byte of the frames takes on disk. CPU is that of the whole process, 1.0 being one core.
+"bits/byte" is what a byte of the frames takes on disk. CPU is that of the whole process, 1.0 being one core. On a
+machine with other work, `--realtime` keeps that work out of the figures, but neither the encoding threads nor the GIL.
 
 `--full-speed N` records N steps as fast as it goes instead, and prints steps per second.
 """
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--codec", action="append", choices=["zstd", "jpeg"])
     parser.add_argument("--cameras", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--realtime", action="store_true", help="The loop under SCHED_FIFO, as on robots.")
     parser.add_argument("--rate", type=float, default=50)
     parser.add_argument("--full-speed", type=int, default=0, metavar="STEPS")
     parser.add_argument("--folder", type=Path, help="Where to record; a temporary folder by default.")
@@ -72,7 +74,12 @@ def main() -> None:
                 if options.full_speed:
                     print(f"{codec}: {full_speed(path, cameras, options.full_speed):.0f} steps/s", flush=True)
                 else:
-                    run = record(salus.create(path, cameras.schema()), cameras, seconds=options.seconds)
+                    run = record(
+                        salus.create(path, cameras.schema()),
+                        cameras,
+                        seconds=options.seconds,
+                        realtime=options.realtime,
+                    )
                     show(run, f"{codec} {number + 1}")
                     documents.append({"codec": codec, **run.to_json()})
                 shutil.rmtree(path)

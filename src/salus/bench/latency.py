@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..dataset import Dataset
+from ..errors import InvalidInputError
 from ..recorder import QueueStatus, Recorder, WhenFull
 from ..schema import Feature, Image, Schema
 
@@ -134,6 +136,7 @@ def record(
     when_full: WhenFull = "block",
     on_start: Callable[[Recorder, Progress], None] | None = None,
     keep_going: Callable[[], bool] = lambda: True,
+    realtime: bool = False,
 ) -> Run:
     """Record one episode into `dataset`, a step each `1 / rate_hz` seconds.
 
@@ -144,6 +147,10 @@ def record(
         when_full: As of `Recorder`.
         on_start: Called before the first step, with what the loop then fills.
         keep_going: Asked before each step; False ends the recording.
+        realtime: Run the loop under SCHED_FIFO (Linux), as control loops of robots are.
+
+    Raises:
+        InvalidInputError: The system does not allow `realtime`.
     """
     frames, progress = cameras.frames(), Progress()
     random = np.random.default_rng(0)
@@ -154,6 +161,8 @@ def record(
         episode = recorder.start(task="latency")
         if on_start is not None:
             on_start(recorder, progress)
+        if realtime:
+            _make_realtime()
         usage, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         for number, late_s in _paced(cameras.rate_hz, seconds, began):
             if not keep_going():
@@ -171,6 +180,8 @@ def record(
             progress.copy_s.append(copied - start)
             progress.late_s.append(late_s)
         elapsed, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+        if realtime:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         entry = episode.commit()
         status = recorder.queue_status
     cpu = used.ru_utime + used.ru_stime - usage.ru_utime - usage.ru_stime
@@ -185,6 +196,16 @@ def record(
         cpu=cpu / elapsed,
         queue=status,
     )
+
+
+def _make_realtime() -> None:
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except (AttributeError, PermissionError) as error:
+        raise InvalidInputError(
+            f"realtime: the system refused SCHED_FIFO ({error}), expected Linux and the right to use it; "
+            "raise `ulimit -r`, or measure without it"
+        ) from error
 
 
 def _paced(rate_hz: float, seconds: float, began: float) -> Iterator[tuple[int, float]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -198,6 +200,7 @@ class Background:
                 self._encodings.put(None)
 
     def _run(self) -> None:
+        _run_behind()
         tick = time.monotonic()
         while True:
             if time.monotonic() - tick >= FLUSH_INTERVAL_S / 2:
@@ -217,9 +220,20 @@ class Background:
                 self._room.notify_all()
 
     def _encode(self) -> None:
+        _run_behind()
         while True:
             encoding = self._encodings.get()
             if encoding is None:
                 return
             encoding.run()
             del encoding  # held until the next one comes, it would keep what it made
+
+
+def _run_behind() -> None:
+    """Take a plain priority, and do not push the thread off its core that has just handed over a step (Linux).
+
+    A thread inherits the real-time priority of a control loop that makes a recorder; encoding must not have it.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        with suppress(OSError):  # a sandbox may forbid it; nothing depends on it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -87,6 +87,8 @@ class EpisodeWriter:
         self._specs = {name: spec for name, spec in checker.specs.items() if not spec.derived}
         self._large = {name: spec for name, spec in self._specs.items() if spec.chunk_steps == 1}
         self._segment = self._new_segment()
+        self._texts = [name for name, spec in self._specs.items() if spec.is_text]
+        self._row_bytes = sum(values[:1].nbytes for name, values in self._segment.items() if name not in self._texts)
 
     @property
     def num_steps(self) -> int:
@@ -155,7 +157,7 @@ class EpisodeWriter:
         """Queue one step, its images copied; or what `when_full` leaves of it."""
         images = {name: stored[name] for name in self._large if name in stored}
         rows = {name: stored[name] for name in self._segment}
-        rows_cost = sum(map(_size, rows.values()))
+        rows_cost = self._row_bytes + sum(_size(rows[name]) for name in self._texts)
         cost = rows_cost + sum(values.nbytes for values in images.values())
         over = 0
         if self._when_full != "block" and not self._background.has_room(cost):
