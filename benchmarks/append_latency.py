@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--realtime", action="store_true", help="The loop under SCHED_FIFO, as on robots.")
+    parser.add_argument("--noise", type=float, default=1.0, help="Sensor noise, grey levels; 0 is a simulator.")
     parser.add_argument("--rate", type=float, default=50)
     parser.add_argument("--full-speed", type=int, default=0, metavar="STEPS")
     parser.add_argument("--folder", type=Path, help="Where to record; a temporary folder by default.")
@@ -67,7 +68,7 @@ def main() -> None:
         print(f"| ms | {' | '.join(heads)} | beyond | late p99.9 | lost | bits/byte | CPU | peak MiB | load |")
         print("|---|" + "---:|" * 15)
     for codec in options.codec or ["zstd", "jpeg"]:
-        cameras = Cameras(options.cameras, *options.size, rate_hz=options.rate, codec=codec)
+        cameras = Cameras(options.cameras, *options.size, rate_hz=options.rate, codec=codec, noise=options.noise)
         for number in range(options.runs):
             with tempfile.TemporaryDirectory(dir=options.folder) as folder:
                 path = Path(folder) / "data.zarr"

@@ -186,8 +186,8 @@ class EpisodeWriter:
 
     def _encode_step(self, images: Stored) -> Encoding[Encoded]:
         """Copy the images of one step, and have the copies encoded; the images that are not there are blank."""
-        buffer = self._pool.take()
-        copies = {name: buffer.copy(name, values) for name, values in images.items()}
+        buffer = self._pool.take() if images else None
+        copies = {name: buffer.copy(name, values) for name, values in images.items()} if buffer is not None else {}
 
         def encode() -> Encoded:
             try:
@@ -196,7 +196,8 @@ class EpisodeWriter:
                     for name, spec in self._large.items()
                 }
             finally:
-                self._pool.give_back(buffer)
+                if buffer is not None:
+                    self._pool.give_back(buffer)
 
         return self._background.encode(encode)
 
