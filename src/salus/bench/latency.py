@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -135,10 +136,9 @@ def record(
     seconds: float,
     when_full: WhenFull = "block",
     on_start: Callable[[Recorder, Progress], None] | None = None,
-    keep_going: Callable[[], bool] = lambda: True,
     realtime: bool = False,
 ) -> Run:
-    """Record one episode into `dataset`, a step each `1 / rate_hz` seconds.
+    """Record one episode into `dataset`, a step each `1 / rate_hz` seconds. Ctrl-C ends it early and keeps it.
 
     Args:
         dataset: Made with `cameras.schema()`.
@@ -146,7 +146,6 @@ def record(
         seconds: For how long.
         when_full: As of `Recorder`.
         on_start: Called before the first step, with what the loop then fills.
-        keep_going: Asked before each step; False ends the recording.
         realtime: Run the loop under SCHED_FIFO (Linux), as control loops of robots are.
 
     Raises:
@@ -164,21 +163,20 @@ def record(
         if realtime:
             _make_realtime()
         usage, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        for number, late_s in _paced(cameras.rate_hz, seconds, began):
-            if not keep_going():
-                break
-            images = dict(zip(cameras.names, frames[number % _RING], strict=True))
-            state, action = states[number % 64], actions[number % 64]
-            others = flat[(number + _RING // 2) % _RING]
-            start = time.perf_counter()
-            for target, image in zip(spare, others, strict=True):
-                target[:] = image
-            copied = time.perf_counter()
-            episode.append(images, states=state, actions=action)
-            done = time.perf_counter()
-            progress.append_s.append(done - copied)
-            progress.copy_s.append(copied - start)
-            progress.late_s.append(late_s)
+        with suppress(KeyboardInterrupt):  # ends the recording; what was appended is kept
+            for number, late_s in _paced(cameras.rate_hz, seconds, began):
+                images = dict(zip(cameras.names, frames[number % _RING], strict=True))
+                state, action = states[number % 64], actions[number % 64]
+                others = flat[(number + _RING // 2) % _RING]
+                start = time.perf_counter()
+                for target, image in zip(spare, others, strict=True):
+                    target[:] = image
+                copied = time.perf_counter()
+                episode.append(images, states=state, actions=action)
+                done = time.perf_counter()
+                progress.append_s.append(done - copied)
+                progress.copy_s.append(copied - start)
+                progress.late_s.append(late_s)
         elapsed, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
         if realtime:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
