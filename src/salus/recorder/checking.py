@@ -65,7 +65,7 @@ class StepChecker:
         return stored
 
     def _usual(self, values: Mapping[str, Any], more: Mapping[str, Any]) -> Stored | None:
-        """The same for a step of numpy arrays as the schema declares them, in a fifth of the time; None for others.
+        """The same for a step of numpy arrays as the schema declares them, in less time; None for others.
 
         A robot's loop runs this code from cold caches, where each line counts. Every problem is left to `_check`.
         """
