@@ -147,3 +147,28 @@ def test_stats_of_an_empty_dataset_and_of_nan(path: Path) -> None:
         recorder.record_episode({"x": [float("nan")] * 3})
     assert "–" in run("stats", path).stdout
     assert json.loads(run("stats", path, "--json").stdout)["features"]["x"]["nan"] == [3]
+
+
+def test_record_demo_records_an_episode_and_says_how_long_append_took(path: Path) -> None:
+    options = ("record", path, "--demo", "--seconds", 0.2, "--height", 16, "--width", 24, "--cameras", 2)
+    shown = run(*options, "--rate", 100)
+    assert "20 steps, 0 lost" in shown.stdout
+    assert str(path) in shown.stdout.replace("\n", "")
+    for word in ("p50", "p99", "p99.9", "max"):
+        assert word in shown.stdout
+    assert "append, 20 steps" in shown.stderr
+    document = json.loads(run(*options, "--rate", 100, "--json").stdout)
+    assert document["steps"] == 20
+    assert document["lost"] == 0
+    assert document["path"] == str(path)
+    assert set(document["append_ms"]) == {"p50", "p99", "p99.9", "max"}
+    dataset = salus.open(path)
+    assert [len(episode) for episode in dataset] == [20, 20]
+    assert dataset[0]["images.1"][:].shape == (20, 16, 24, 3)
+    assert dataset[0]["images.1.valid"][:].all()
+
+
+def test_record_without_demo_or_with_an_unknown_codec_is_refused(path: Path) -> None:
+    run("record", path, status=2)
+    run("record", path, "--demo", "--codec", "h264", status=2)
+    assert not path.exists()

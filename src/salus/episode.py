@@ -120,6 +120,11 @@ class Episode:
         return self._record.timestamp_source
 
     @property
+    def dropped_images(self) -> dict[str, int]:
+        """Images that were dropped while recording because the queue was full, by feature; empty where none was."""
+        return dict(self._record.dropped_images)
+
+    @property
     def timestamp_ns(self) -> np.ndarray:
         """int64 (T,), nanoseconds, strictly increasing."""
         stamps: np.ndarray = self[TIMESTAMP][:]

@@ -9,6 +9,7 @@
     ├── StorageError (OSError)                the disk or its permissions
     ├── RecordingError                        recording stopped; what was committed stays
     │   ├── EpisodeFencedError                another process decided this episode
+    │   ├── QueueFullError                    this step was refused, the episode goes on
     │   └── CommitUnknownError                the disk did not say whether it kept it
     └── MissingExtraError (ImportError)       install the extra
 
@@ -89,6 +90,10 @@ class RecordingError(SalusError):
 
 class EpisodeFencedError(RecordingError):
     """Another process decided this episode (recovered or aborted it) while this one still wrote."""
+
+
+class QueueFullError(RecordingError):
+    """No room for this step (`when_full="raise"`). Nothing of it was kept; the episode goes on."""
 
 
 class CommitUnknownError(RecordingError):

@@ -276,24 +276,37 @@ class EpisodeStatistics:
                 `<name>.valid`, bool (n,). Of features that are left out no step is taken in, others are passed over.
         """
         for name in self.features.keys() & arrays.keys():
-            feature, values = self._schema.features[name], arrays[name]
-            if feature.nullable:
-                values = values[arrays[f"{name}.valid"]]
-            self._add(name, feature, values)
+            feature, statistics, values = self._schema.features[name], self.features[name], arrays[name]
+            valid = arrays[f"{name}.valid"] if feature.nullable else np.ones(len(values), bool)
+            if statistics.over == "steps":
+                statistics.take_rows(values[valid].reshape(-1, math.prod(feature.shape)))
+                continue
+            first = self._num_steps[name]
+            self._num_steps[name] += len(values)
+            for row in np.flatnonzero(valid).tolist():
+                self.add_sample(name, self.sample(name, values[row], first + row))
 
-    def _add(self, name: str, feature: Feature, values: np.ndarray) -> None:
-        statistics = self.features[name]
-        if statistics.over == "steps":
-            statistics.take_rows(values.reshape(len(values), math.prod(feature.shape)))
-            return
-        for step in values:  # one by one, so that what is looked at depends on the step alone
-            phase = self._num_steps[name]
-            self._num_steps[name] += 1
-            if isinstance(feature, Image):
-                statistics.take_rows(_pixels(step, feature, self._specs[name], statistics.every, phase))
-            else:
-                sample = step.reshape(-1)[phase % statistics.every :: statistics.every]
-                statistics.take_rows(sample.reshape(-1, 1))
+    def sample(self, name: str, value: np.ndarray, step: int) -> np.ndarray:
+        """What is looked at of the value that a feature of more than 64 components, or an image, has at a step.
+
+        For who has a large value at hand only for a moment, and adds what this returns by `add_sample`.
+
+        Args:
+            name: The feature.
+            value: (*stored_step_shape).
+            step: 0 … T - 1; at each step other rows or values have their turn.
+
+        Returns:
+            (n, C) of an image, else (n, 1); a view. Thread-safety: safe.
+        """
+        feature, every = self._schema.features[name], self.features[name].every
+        if isinstance(feature, Image):
+            return _pixels(value, feature, self._specs[name], every, step)
+        return value.reshape(-1)[step % every :: every].reshape(-1, 1)
+
+    def add_sample(self, name: str, sample: np.ndarray) -> None:
+        """Take in a `sample` of one step; the order of the steps does not matter."""
+        self.features[name].take_rows(sample)
 
     def to_json(self) -> dict[str, Any]:
         """The member `statistics` of a record."""

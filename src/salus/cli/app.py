@@ -13,7 +13,7 @@ import typer
 from .. import __version__
 from ..dataset import Dataset
 from ..errors import SalusError
-from ..opening import open
+from ..opening import create, open
 from .demo import print_report
 from .describe import describe_dataset, describe_episode, episode_rows, print_dataset, print_episode, print_episodes
 from .recovery import print_recovery
@@ -66,6 +66,51 @@ def demo(
         print_json(report.to_json())
     else:
         print_report(report)
+
+
+@app.command(
+    epilog=_example("salus record --demo", "salus record cameras.zarr --demo --seconds 60 --rate 100 --codec jpeg")
+)
+def record(
+    path: Annotated[Path, typer.Argument(help="Where the dataset is, or will be.")] = Path("cameras.zarr"),
+    demo: Annotated[bool, typer.Option("--demo", help="Record synthetic cameras; nothing else is there yet.")] = False,
+    seconds: Annotated[float, typer.Option(help="How long.", min=0.01)] = 10,
+    rate: Annotated[float, typer.Option(help="Steps per second.", min=0.1, max=10_000)] = 50,
+    cameras: Annotated[int, typer.Option(help="RGB cameras.", min=1)] = 3,
+    height: Annotated[int, typer.Option(help="Of an image, pixels.", min=1, max=8192)] = 480,
+    width: Annotated[int, typer.Option(help="Of an image, pixels.", min=1, max=8192)] = 640,
+    codec: Annotated[str, typer.Option(help="zstd (lossless) or jpeg.")] = "zstd",
+    when_full: Annotated[str, typer.Option(help="When the queue is full: block or drop.")] = "block",
+    as_json: JsonOption = False,
+) -> None:
+    """Record synthetic cameras at a fixed rate, and show live how long each `append` takes.
+
+    Ctrl-C ends the recording early; what was recorded is kept. A second run adds an episode, with the same options.
+    """
+    from ..bench.latency import Cameras
+    from ..bench.latency import record as record_cameras
+    from .record import print_run, shown
+
+    if not demo:
+        raise typer.BadParameter("only --demo is there; your own robot records with salus.Recorder, in Python")
+    if codec not in ("zstd", "jpeg") or when_full not in ("block", "drop"):
+        raise typer.BadParameter(
+            f"got --codec {codec} --when-full {when_full}, expected zstd or jpeg, and block or drop"
+        )
+    source = Cameras(cameras, height, width, rate_hz=rate, codec=codec)  # type: ignore[arg-type]  # looked at above
+    dataset = create(path, source.schema(), exist_ok=True)
+    with shown() as show:
+        result = record_cameras(
+            dataset,
+            source,
+            seconds=seconds,
+            when_full=when_full,  # type: ignore[arg-type]  # looked at above
+            on_start=None if as_json else show.start,
+        )
+    if as_json:
+        print_json({"path": str(path), **result.to_json()})
+    else:
+        print_run(result, str(path))
 
 
 @app.command(epilog=_example("salus info data.zarr", "salus info data.zarr --json | jq .episodes"))

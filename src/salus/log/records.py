@@ -37,6 +37,7 @@ class Record:
         reason: Why it was aborted.
         statistics: Of each feature (`salus.statistics`), as JSON that is checked when it is asked for; None where the
             episode was recorded without.
+        dropped_images: Images that were dropped because the queue was full, by feature; only those above 0.
         digest: Digest of the record's bytes; empty until it is written or read.
     """
 
@@ -53,6 +54,7 @@ class Record:
     ended_ns: int = 0
     reason: str | None = None
     statistics: Any = None
+    dropped_images: dict[str, int] = field(default_factory=dict)
     digest: str = ""
 
     def to_bytes(self) -> bytes:
@@ -72,6 +74,7 @@ class Record:
                 "ended_ns": self.ended_ns,
                 "reason": self.reason,
                 **({} if self.statistics is None else {"statistics": self.statistics}),
+                **({"dropped_images": self.dropped_images} if self.dropped_images else {}),
             }
         )
 
@@ -99,6 +102,7 @@ class Record:
                 ended_ns=document["ended_ns"],
                 reason=document["reason"],
                 statistics=document.get("statistics"),
+                dropped_images=dict(document.get("dropped_images", {})),
                 digest=documents.digest_of(body),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -117,6 +121,7 @@ class Record:
         if not isinstance(self.timestamp_source, str) or not self.timestamp_source:
             yield f"timestamp_source {self.timestamp_source!r}"
         numbers = {"revision": self.schema_revision, "start": self.started_ns, "end": self.ended_ns}
+        numbers |= {f"dropped images of {name}": count for name, count in self.dropped_images.items()}
         numbers |= {f"size of {shard.key}": shard.size for shard in self.shards}
         yield from (
             f"{name} {value!r}" for name, value in numbers.items() if type(value) is not int or not 0 <= value < 2**63

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 
 from ..codecs import encode_chunk
-from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, RecordingError
+from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, QueueFullError, RecordingError
 from ..labels import Outcome, Result
+from ..layout import ArraySpec
 from ..log.entries import Entry
 from ..log.records import Record
 from ..metadata import check_metadata
 from ..schema import TIMESTAMP, Schema
 from ..statistics import EpisodeStatistics
-from .background import Background
+from .background import Background, Encoding
 from .checking import StepChecker, Stored, check_stamp
 from .files import EpisodeFiles, as_recording_error
 from .interrupts import INTERRUPTS, OnInterrupt
+from .pool import BufferPool
 
 State = Literal["recording", "committed", "salvaged", "discarded", "failed"]
+WhenFull = Literal["block", "raise", "drop"]
 
 _ENDED = ("committed", "salvaged", "discarded")
-_BATCH_STEPS = 32
+_BATCH_STEPS = 8
+
+
+@dataclass
+class _Encoded:
+    """Of consecutive steps, by array with one step per chunk: the chunks, and what their statistics are made of.
+
+    A blank image has no sample where all are blank; else samples are as many as chunks.
+    """
+
+    chunks: dict[str, list[bytes]] = field(default_factory=dict)
+    samples: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 class EpisodeWriter:
@@ -56,6 +73,8 @@ class EpisodeWriter:
         checker: StepChecker,
         background: Background,
         files: EpisodeFiles,
+        pool: BufferPool,
+        when_full: WhenFull,
         on_end: Callable[[EpisodeWriter], None],
         on_interrupt: OnInterrupt,
     ) -> None:
@@ -67,6 +86,9 @@ class EpisodeWriter:
         self._checker = checker
         self._background = background
         self._files = files
+        self._pool = pool
+        self._when_full = when_full
+        self._dropped: dict[str, int] = {}
         self._on_end = on_end
         self._on_interrupt = on_interrupt
         self._lock = threading.RLock()
@@ -83,8 +105,11 @@ class EpisodeWriter:
         self._clock_offset = self._started_ns - time.monotonic_ns()
         self._pid = os.getpid()
         self._specs = {name: spec for name, spec in checker.specs.items() if not spec.derived}
+        self._large = {name: spec for name, spec in self._specs.items() if spec.chunk_steps == 1}
         self._segment = self._new_segment()
         self._statistics = EpisodeStatistics(schema)  # the writing thread's
+        self._texts = [name for name, spec in self._specs.items() if spec.is_text]
+        self._row_bytes = sum(values[:1].nbytes for name, values in self._segment.items() if name not in self._texts)
 
     @property
     def num_steps(self) -> int:
@@ -114,9 +139,12 @@ class EpisodeWriter:
         Raises:
             InvalidInputError: Every problem of the step: shape, dtype, NaN, unknown or missing feature, time. Nothing
                 of the step is kept, and the episode goes on.
+            QueueFullError: The queue is full, and the recorder was made with `when_full="raise"`. Nothing of the step
+                is kept, and the episode goes on.
             RecordingError: The episode has ended, or writing failed (the disk is full); nothing more can be added.
 
-        Cost: a copy of the step; waits only while more than the recorder's `queue_bytes` of steps wait.
+        Cost: a copy of the step, made without giving up the GIL where the memory of an image has no gaps. It waits
+        only while more than the recorder's `queue_bytes` of steps wait, and only with `when_full="block"`.
         """
         self._check_process("append")
         with self._lock:
@@ -124,7 +152,7 @@ class EpisodeWriter:
             stored = self._checker.step(step if step is not None else {}, more)
             stamp, source = self._stamp(timestamp_ns)
             stored[TIMESTAMP] = np.array([stamp], np.int64)
-            self._add(stored, source)
+            self._add_step(stored, source)
 
     def _stamp(self, given: int | None) -> tuple[int, str]:
         source = "monotonic" if given is None else "caller"
@@ -142,19 +170,88 @@ class EpisodeWriter:
             size, first = self._schema.segment_steps, 0
             while first < num_steps:
                 stop = min(first + _BATCH_STEPS, (first // size + 1) * size, num_steps)
-                self._add({name: values[first:stop] for name, values in stored.items()}, timestamp_source)
+                part = {name: values[first:stop] for name, values in stored.items()}
+                images = {name: part.pop(name) for name in self._large}
+                cost = sum(_size(values) for values in [*part.values(), *images.values()])
+                self._background.wait_for_room(cost)
+                self._add(part, functools.partial(self._encode_whole, images), cost, timestamp_source)
                 first = stop
 
-    def _add(self, stored: Stored, timestamp_source: str) -> None:
+    def _add_step(self, stored: Stored, timestamp_source: str) -> None:
+        """Queue one step, its images copied; or what `when_full` leaves of it."""
+        images = {name: stored[name] for name in self._large if name in stored}
+        rows = {name: stored[name] for name in self._segment}
+        rows_cost = self._row_bytes + sum(_size(rows[name]) for name in self._texts)
+        cost = rows_cost + sum(values.nbytes for values in images.values())
+        over = 0
+        if self._when_full != "block" and not self._background.has_room(cost):
+            if self._when_full == "raise":
+                self._background.count(refused_steps=1)
+                raise QueueFullError(self._full_message(cost))
+            # Rows are small, and kept while they, too, are fewer than the budget.
+            cost, over = rows_cost, self._background.status.capacity_bytes
+            dropped, images = images, {}
+            rows.update({f"{name}.valid": np.zeros(1, bool) for name in dropped})
+        else:
+            dropped = {}
+        self._background.wait_for_room(cost, over_bytes=over)
+        self._add(rows, functools.partial(self._encode_step, images), cost, timestamp_source)
+        if dropped:
+            self._background.count(dropped_images=len(dropped))
+            for name in dropped:
+                self._dropped[name] = self._dropped.get(name, 0) + 1
+
+    def _full_message(self, cost: int) -> str:
+        status = self._background.status
+        return (
+            f"append: the queue is full: {status.depth_bytes} bytes wait and the step has {cost}, expected at most "
+            f"{status.capacity_bytes} (queue_bytes); nothing of the step was kept; append later, or less; {self.uid}"
+        )
+
+    def _encode_step(self, images: Stored) -> Encoding[_Encoded]:
+        """Copy the images of one step, and have the copies encoded; the images that are not there are blank."""
+        buffer = self._pool.take() if images else None
+        copies = {name: buffer.copy(name, values) for name, values in images.items()} if buffer is not None else {}
+        first = self._num_steps
+
+        def encode() -> _Encoded:
+            try:
+                encoded = self._encode(copies, first)
+            finally:
+                if buffer is not None:
+                    self._pool.give_back(buffer)
+            encoded.chunks |= {name: [_blank_chunk(spec)] for name, spec in self._large.items() if name not in copies}
+            return encoded
+
+        return self._background.encode(encode)
+
+    def _encode_whole(self, images: Stored) -> Encoding[_Encoded]:
+        """Have consecutive images encoded, which nobody changes."""
+        return self._background.encode(functools.partial(self._encode, images, self._num_steps))
+
+    def _encode(self, images: Stored, first: int) -> _Encoded:
+        """On an encoding thread: consecutive steps, of which nothing is kept."""
+        encoded = _Encoded()
+        for name, values in images.items():
+            encoded.chunks[name] = [
+                encode_chunk(self._specs[name], values[row : row + 1]) for row in range(len(values))
+            ]
+            if name in self._statistics.features:
+                encoded.samples[name] = [
+                    self._statistics.sample(name, value, first + row).copy() for row, value in enumerate(values)
+                ]
+        return encoded
+
+    def _add(
+        self, rows: Stored, start_encoding: Callable[[], Encoding[_Encoded]], cost: int, timestamp_source: str
+    ) -> None:
         """Queue consecutive steps that lie in one segment."""
-        images = {name: stored[name] for name, spec in self._specs.items() if spec.chunk_steps == 1}
-        cost = sum(_size(values) for values in stored.values())
-        self._background.wait_for_room(cost)
         self._files.timestamp_source = timestamp_source
+        count = len(rows[TIMESTAMP])
         try:
-            self._queue(stored, images, cost)
-            self._num_steps += len(stored[TIMESTAMP])
-            self._timestamp_source, self._last_stamp = timestamp_source, int(stored[TIMESTAMP][-1])
+            self._queue(rows, start_encoding() if self._large else None, cost)
+            self._num_steps += count
+            self._timestamp_source, self._last_stamp = timestamp_source, int(rows[TIMESTAMP][-1])
             if self._num_steps % self._schema.segment_steps == 0:
                 self._finish_segment()
         except BaseException as error:
@@ -165,29 +262,23 @@ class EpisodeWriter:
             )
             raise
 
-    def _queue(self, stored: Stored, images: Stored, cost: int) -> None:
-        count, first = len(stored[TIMESTAMP]), self._num_steps
+    def _queue(self, rows: Stored, encoding: Encoding[_Encoded] | None, cost: int) -> None:
+        count, first = len(rows[TIMESTAMP]), self._num_steps
         start = first % self._schema.segment_steps
-        rows: dict[str, np.ndarray] = {}
+        kept: dict[str, np.ndarray] = {}
         for name, values in self._segment.items():
-            values[start : start + count] = stored[name]
-            rows[name] = values[start : start + count]
-        encoding = {
-            name: [
-                self._background.encode(encode_chunk, self._specs[name], values[row : row + 1]) for row in range(count)
-            ]
-            for name, values in images.items()
-        }
-
-        # The others are taken in by the segment. Validity of large features lies in the segment, so it goes along.
-        large = {**{name: rows[name] for name in rows if name.removesuffix(".valid") in images}, **images}
+            values[start : start + count] = rows[name]
+            kept[name] = values[start : start + count]
 
         def write() -> None:
-            self._statistics.add(large)  # while the encoding threads are at work
-            encoded = {name: [chunk.result() for chunk in chunks] for name, chunks in encoding.items()}
-            self._files.write_steps(first, rows, encoded)
+            encoded = encoding.result() if encoding is not None else _Encoded()
+            for name, samples in encoded.samples.items():
+                valid = kept.get(f"{name}.valid", itertools.repeat(True))
+                for sample in itertools.compress(samples, valid):
+                    self._statistics.add_sample(name, sample)
+            self._files.write_steps(first, kept, encoded.chunks)
 
-        self._submit(write, cost)
+        self._submit(write, cost, count)
 
     def _finish_segment(self) -> None:
         rows, self._segment = self._segment, self._new_segment()
@@ -206,7 +297,7 @@ class EpisodeWriter:
             if spec.chunk_steps != 1
         }
 
-    def _submit(self, job: Any, cost: int = 0) -> None:
+    def _submit(self, job: Callable[[], None], cost: int = 0, num_steps: int = 0) -> None:
         def guarded() -> None:
             if self._error is not None:
                 return
@@ -216,7 +307,7 @@ class EpisodeWriter:
                 self._error = as_recording_error(error, self.uid)
                 self._error.__cause__ = error
 
-        self._background.submit(guarded, cost)
+        self._background.submit(guarded, cost, num_steps)
 
     # --- outcome -----------------------------------------------------------------------------------------------
 
@@ -277,6 +368,10 @@ class EpisodeWriter:
             EpisodeFencedError: Another process decided the episode.
             CommitUnknownError: The disk did not say whether it kept the record; look before recording again.
             RecordingError: Writing failed; the episode is not committed.
+
+        Warns:
+            RuntimeWarning: Images were dropped (`when_full="drop"`). The episode is committed, and says how many:
+                `Episode.dropped_images`.
         """
         self._check_process("commit")
         with self._lock:
@@ -291,7 +386,16 @@ class EpisodeWriter:
             if self._num_steps == 0:
                 self.discard(reason="no step was appended")
                 raise InvalidInputError(f"commit: no step was appended, so episode {self.uid} was aborted")
-            return self._end("committed")
+            entry = self._end("committed")
+        if self._dropped:
+            counts = ", ".join(f"{name!r} {count} of {self._num_steps}" for name, count in self._dropped.items())
+            warnings.warn(
+                f"salus: images were dropped because the queue was full: {counts}; they are marked as missing; more "
+                f"queue_bytes, threads or a faster disk keep them; episode {self.uid}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return entry
 
     def _merged_outcome(self, new: Outcome) -> Outcome:
         """The outcome given to `commit`, with what `succeed` or `fail` said before."""
@@ -372,6 +476,7 @@ class EpisodeWriter:
             started_ns=self._started_ns,
             ended_ns=time.time_ns(),
             reason=reason,
+            dropped_images=dict(self._dropped) if kept else {},
         )
 
         def decide() -> Entry:
@@ -491,3 +596,9 @@ class EpisodeWriter:
 
 def _size(values: np.ndarray) -> int:
     return sum(map(len, values)) if values.dtype == object else values.nbytes
+
+
+@functools.lru_cache(maxsize=64)
+def _blank_chunk(spec: ArraySpec) -> bytes:
+    """What is stored where a nullable feature of one step per chunk carries no value."""
+    return encode_chunk(spec, np.zeros((1, *spec.stored_step_shape), spec.numpy_dtype))

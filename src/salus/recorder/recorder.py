@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import threading
@@ -29,11 +30,12 @@ from ..log.snapshot import Snapshot, checkpoint_due, write_checkpoint
 from ..metadata import check_metadata
 from ..schema import TIMESTAMP, Schema
 from ..storage import LocalStorage
-from .background import Background
+from .background import Background, QueueStatus
 from .checking import StepChecker, check_stamps
-from .episode_writer import EpisodeWriter
+from .episode_writer import EpisodeWriter, WhenFull
 from .files import EpisodeFiles
 from .interrupts import INTERRUPTS, OnInterrupt, watch
+from .pool import BufferPool
 from .uids import new_uid
 from .vector import VectorRecorder
 
@@ -46,15 +48,20 @@ class Recorder:
     Args:
         dataset: Opened for writing: `salus.create(...)`, or `salus.open(..., mode="a")`.
         bgr: Names of RGB image features whose images arrive as BGR (OpenCV); they are stored as RGB.
-        queue_bytes: Bytes of steps that may wait for the encoder; `append` waits while there are more.
+        queue_bytes: Bytes of steps that may wait for the encoder and the disk; each thread that appends may exceed them
+            by one step.
         threads: Encoding threads.
         on_interrupt: What Ctrl-C or SIGTERM does to the episodes that are being recorded in a `with` block: `"abort"`
             them, or `"salvage"` them: keep their steps, with the status `"salvaged"`. stderr says which. A commit that
             was under way is finished.
+        when_full: What `append` does with a step for which there is no room. `"block"` waits: nothing is lost, the
+            robot's loop is late. `"raise"` refuses the step with a `QueueFullError`. `"drop"` keeps its small features
+            and drops its images, which `<name>.valid` then marks as missing; every image feature must be nullable.
+            `record_episode` always waits.
 
     Raises:
-        InvalidInputError: The dataset is read-only, `bgr` names no RGB image, or a codec that the schema names is not
-            there.
+        InvalidInputError: The dataset is read-only, `bgr` names no RGB image, a codec that the schema names is not
+            there, or `when_full` is unknown or needs nullable features.
         MissingExtraError: The schema has JPEG images, and the extra `jpeg` is not installed.
 
     Use it as a context manager, or call `close()`. Inside the block, in the main thread, and where the program has no
@@ -70,6 +77,7 @@ class Recorder:
         queue_bytes: int = 256 * 2**20,
         threads: int = 2,
         on_interrupt: OnInterrupt = "abort",
+        when_full: WhenFull = "block",
     ) -> None:
         if not isinstance(dataset, Dataset):
             raise InvalidInputError(
@@ -87,6 +95,10 @@ class Recorder:
         self._storage = _local(dataset)
         self._checker = StepChecker(self._schema, bgr)
         check_codecs(self._checker.specs.values())
+        _check_when_full(when_full, self._checker)
+        self._when_full = when_full
+        self._queue_bytes = queue_bytes
+        self._pool: BufferPool | None = None
         self._open: dict[str, EpisodeWriter] = {}
         self._vectors: list[VectorRecorder] = []
         self._threads = threads
@@ -104,6 +116,11 @@ class Recorder:
     def schema(self) -> Schema:
         """The schema that episodes are recorded under."""
         return self._schema
+
+    @property
+    def queue_status(self) -> QueueStatus:
+        """What waits for the encoder and the disk, and what waiting cost so far."""
+        return self._background.status
 
     @property
     def open_episodes(self) -> list[EpisodeWriter]:
@@ -127,9 +144,19 @@ class Recorder:
             RecordingError: The recorder is closed, or the storage refused.
         """
         self._check_open("start")
-        return self._start(_merged(metadata, more))
+        merged = _merged(metadata, more)
+        with self._lock:
+            if self._pool is None:
+                self._pool = self._make_pool()
+        return self._start(merged, self._pool)
 
-    def _start(self, metadata: dict[str, Any]) -> EpisodeWriter:
+    def _make_pool(self) -> BufferPool:
+        """Buffers for a second of steps, or what the queue takes of it: the robot's loop meets no new memory."""
+        specs = {n: spec for n, spec in self._checker.specs.items() if spec.chunk_steps == 1 and not spec.derived}
+        step_bytes = max(sum(spec.chunk_bytes for spec in specs.values()), 1)
+        return BufferPool(specs, prepared=min(math.ceil(self._schema.rate_hz), self._queue_bytes // step_bytes) + 1)
+
+    def _start(self, metadata: dict[str, Any], pool: BufferPool) -> EpisodeWriter:
         uid = new_uid()
         with self._lock:
             slot = claim_slot(self._storage, uid, hint=self._next_slot)
@@ -156,6 +183,8 @@ class Recorder:
             checker=self._checker,
             background=self._background,
             files=files,
+            pool=pool,
+            when_full=self._when_full,
             on_end=self._ended,
             on_interrupt=self._on_interrupt,
         )
@@ -198,7 +227,7 @@ class Recorder:
             stamps = check_stamps(timestamp_ns, num_steps)
         ending = Outcome.of(outcome)
         ending.check(num_steps=num_steps, kinds=self._schema.failure_kinds)
-        episode = self._start(checked)
+        episode = self._start(checked, BufferPool({}, prepared=0))
         episode.add_whole(
             {**stored, TIMESTAMP: stamps}, num_steps, timestamp_source="rate" if timestamp_ns is None else "caller"
         )
@@ -390,3 +419,16 @@ def _local(dataset: Dataset) -> LocalStorage:
     if not isinstance(storage, LocalStorage):
         raise InvalidInputError(f"record: {storage.url} is not local; recording into object stores comes later")
     return storage
+
+
+def _check_when_full(when_full: str, checker: StepChecker) -> None:
+    if when_full not in get_args(WhenFull):
+        expected = ", ".join(map(repr, get_args(WhenFull)))
+        raise InvalidInputError(f"when_full: got {when_full!r}, expected one of {expected}")
+    large = [name for name in checker.features if checker.specs[name].chunk_steps == 1]
+    needed = [name for name in large if not checker.features[name].nullable]
+    if when_full == "drop" and needed:
+        raise InvalidInputError(
+            f"when_full: got 'drop', but {', '.join(map(repr, needed))} must be there at every step, expected nullable "
+            "features; declare them so, such as salus.Image(..., nullable=True), or take 'block' or 'raise'"
+        )
