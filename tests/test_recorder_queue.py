@@ -17,7 +17,7 @@ import salus
 from salus.errors import InvalidInputError, QueueFullError, RecordingError
 from salus.layout import array_specs
 from salus.log.records import Record
-from salus.recorder import QueueStatus, episode_writer
+from salus.recorder import QueueStatus, stream
 from salus.recorder.pool import StepBuffer
 
 HEIGHT, WIDTH = 24, 32
@@ -40,13 +40,13 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
-        real = episode_writer.encode_chunk
+        real = stream.encode_chunk
 
         def encode(*arguments: Any) -> bytes:
             assert self.open.wait(10)  # a test that fails meanwhile closes its recorder, which waits for this
             return real(*arguments)
 
-        monkeypatch.setattr(episode_writer, "encode_chunk", encode)
+        monkeypatch.setattr(stream, "encode_chunk", encode)
 
 
 @pytest.fixture
@@ -133,6 +133,7 @@ def test_drop_keeps_the_rows_marks_the_images_and_says_so(path: Path, gate: Gate
     # An image that the caller did not have was not dropped.
     dropped = {"camera0": int((~first).sum()), "camera1": int((~second[::2]).sum())}
     assert read.dropped_images == dropped
+    assert (read.statistics["camera0"].count == first.sum() * (IMAGE_BYTES // 3)).all()
     assert status.dropped_images == sum(dropped.values())
     assert status.waits == 0
     with warnings.catch_warnings():
@@ -206,16 +207,19 @@ def test_ten_thousand_steps_through_a_tiny_pool_keep_every_byte(path: Path) -> N
     read = salus.open(path)[0]
     np.testing.assert_array_equal(read["n"][:], np.arange(10_000))
     np.testing.assert_array_equal(read["camera"][:], content)
+    # Taken while the images were in memory that is used again.
+    assert read.statistics["camera"].to_json() == read.read_statistics("camera", recompute=True).to_json()
+    assert read.statistics["camera"].count.tolist() == [35 * 10_000] * 3
 
 
 def test_a_full_queue_keeps_order_and_content_from_several_threads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, random = episode_writer.encode_chunk, np.random.default_rng(0)
+    real, random = stream.encode_chunk, np.random.default_rng(0)
 
     def uneven(*arguments: Any) -> bytes:
         time.sleep(float(random.uniform(0, 0.004)))  # later steps are often encoded before earlier ones
         return real(*arguments)
 
-    monkeypatch.setattr(episode_writer, "encode_chunk", uneven)
+    monkeypatch.setattr(stream, "encode_chunk", uneven)
     steps, writers = 60, 4
 
     def record(seed: int) -> None:

@@ -155,7 +155,7 @@ def test_steps_before_an_interrupt_inside_append_are_left_for_recover(
             with recorder.episode() as episode:
                 for step in range(6):
                     episode.append({name: values[step] for name, values in arrays.items()})
-                episode._interrupted = salus.RecordingError("interrupted inside append")  # as `append` does then
+                episode._stream.problem = salus.RecordingError("interrupted inside append")  # as `append` does then
                 raise KeyboardInterrupt
     assert "salus recover" in capsys.readouterr().err
     assert [found.num_steps for found in salus.recover(path).salvaged] == [6]

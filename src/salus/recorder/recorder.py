@@ -32,10 +32,11 @@ from ..schema import TIMESTAMP, Schema
 from ..storage import LocalStorage
 from .background import Background, QueueStatus
 from .checking import StepChecker, check_stamps
-from .episode_writer import EpisodeWriter, WhenFull
+from .episode_writer import EpisodeWriter
 from .files import EpisodeFiles
 from .interrupts import INTERRUPTS, OnInterrupt, watch
 from .pool import BufferPool
+from .stream import WhenFull
 from .uids import new_uid
 from .vector import VectorRecorder
 

@@ -1,0 +1,264 @@
+"""One clock of an episode in progress: steps come in, are checked, stamped, copied, and queued for the disk."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ..codecs import encode_chunk
+from ..errors import InvalidInputError, QueueFullError, RecordingError
+from ..layout import ArraySpec
+from ..schema import TIMESTAMP
+from ..statistics import EpisodeStatistics
+from .background import Background, Encoding
+from .checking import StepChecker, Stored, check_stamp
+from .files import EpisodeFiles
+from .pool import BufferPool
+
+WhenFull = Literal["block", "raise", "drop"]
+Submit = Callable[[Callable[[], None], int, int], None]
+
+_BATCH_STEPS = 8
+
+
+@dataclass
+class _Encoded:
+    """Of consecutive steps, by array with one step per chunk: the chunks, and what their statistics are made of.
+
+    A blank image has no sample where all are blank; else samples are as many as chunks.
+    """
+
+    chunks: dict[str, list[bytes]] = field(default_factory=dict)
+    samples: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+class Stream:
+    """Takes the steps of one clock.
+
+    Args:
+        uid: Of the episode.
+        checker: Of the features on the clock.
+        segment_steps: Steps per segment.
+        background: The recorder's threads.
+        pool: Memory for images.
+        when_full: What becomes of a step for which there is no room.
+        files: Where the episode is written, by the writing thread.
+        statistics: Of the episode, the writing thread's.
+        submit: Queues a job of the episode: job, cost in bytes, number of steps.
+        now_ns: The recorder's own clock.
+
+    Attributes:
+        lock: Held while steps are taken in, and while the episode ends.
+        num_steps: Steps taken so far.
+        timestamp_source: Where their stamps come from; None before the first.
+        dropped_images: Images that were dropped because the queue was full, by feature.
+        problem: Why it cannot go on: Ctrl-C came amid a step, and what was queued is not known.
+
+    Thread-safety: who calls holds the lock.
+    """
+
+    def __init__(
+        self,
+        *,
+        uid: str,
+        checker: StepChecker,
+        segment_steps: int,
+        background: Background,
+        pool: BufferPool,
+        when_full: WhenFull,
+        files: EpisodeFiles,
+        statistics: EpisodeStatistics,
+        submit: Submit,
+        now_ns: Callable[[], int],
+    ) -> None:
+        self.lock = threading.RLock()
+        self.num_steps = 0
+        self.timestamp_source: str | None = None
+        self.dropped_images: dict[str, int] = {}
+        self.problem: RecordingError | None = None
+        self._uid = uid
+        self._checker = checker
+        self._segment_steps = segment_steps
+        self._background = background
+        self._pool = pool
+        self._when_full = when_full
+        self._files = files
+        self._statistics = statistics
+        self._submit = submit
+        self._now_ns = now_ns
+        self._last_stamp: int | None = None
+        self._specs = {name: spec for name, spec in checker.specs.items() if not spec.derived}
+        self._large = {name: spec for name, spec in self._specs.items() if spec.chunk_steps == 1}
+        self._segment = self._new_segment()
+        self._texts = [name for name, spec in self._specs.items() if spec.is_text]
+        self._row_bytes = sum(values[:1].nbytes for name, values in self._segment.items() if name not in self._texts)
+
+    # --- steps come in -----------------------------------------------------------------------------------------
+
+    def append(self, values: Mapping[str, Any], more: Mapping[str, Any], timestamp_ns: int | None) -> None:
+        """Take one step; raises as `EpisodeWriter.append` says."""
+        stored = self._checker.step(values, more)
+        stamp, source = self._stamp(timestamp_ns)
+        stored[TIMESTAMP] = np.array([stamp], np.int64)
+        self._add_step(stored, source)
+
+    def _stamp(self, given: int | None) -> tuple[int, str]:
+        source = "monotonic" if given is None else "caller"
+        if self.timestamp_source not in (None, source):
+            expected = "one, as for the steps before" if given is None else "none, as for the steps before"
+            raise InvalidInputError(f"{TIMESTAMP}: got {'none' if given is None else given}, expected {expected}")
+        if given is not None:
+            return check_stamp(given, self._last_stamp), source
+        stamp = self._now_ns()
+        return (stamp if self._last_stamp is None else max(stamp, self._last_stamp + 1)), source
+
+    def add_whole(self, stored: Stored, num_steps: int, *, timestamp_source: str) -> None:
+        """Take steps that were checked, and that nobody changes."""
+        first = 0
+        while first < num_steps:
+            stop = min(first + _BATCH_STEPS, (first // self._segment_steps + 1) * self._segment_steps, num_steps)
+            part = {name: values[first:stop] for name, values in stored.items()}
+            images = {name: part.pop(name) for name in self._large}
+            cost = sum(_size(values) for values in [*part.values(), *images.values()])
+            self._background.wait_for_room(cost)
+            self._add(part, functools.partial(self._encode_whole, images), cost, timestamp_source)
+            first = stop
+
+    def _add_step(self, stored: Stored, timestamp_source: str) -> None:
+        """Queue one step, its images copied; or what `when_full` leaves of it."""
+        images = {name: stored[name] for name in self._large if name in stored}
+        rows = {name: stored[name] for name in self._segment}
+        rows_cost = self._row_bytes + sum(_size(rows[name]) for name in self._texts)
+        cost = rows_cost + sum(values.nbytes for values in images.values())
+        over, dropped = 0, Stored()
+        if self._when_full != "block" and not self._background.has_room(cost):
+            if self._when_full == "raise":
+                self._background.count(refused_steps=1)
+                raise QueueFullError(self._full_message(cost))
+            # Rows are small, and kept while they, too, are fewer than the budget.
+            cost, over = rows_cost, self._background.status.capacity_bytes
+            dropped, images = images, {}
+            rows.update({f"{name}.valid": np.zeros(1, bool) for name in dropped})
+        self._background.wait_for_room(cost, over_bytes=over)
+        self._add(rows, functools.partial(self._encode_step, images), cost, timestamp_source)
+        if dropped:
+            self._background.count(dropped_images=len(dropped))
+            for name in dropped:
+                self.dropped_images[name] = self.dropped_images.get(name, 0) + 1
+
+    def _full_message(self, cost: int) -> str:
+        status = self._background.status
+        return (
+            f"append: the queue is full: {status.depth_bytes} bytes wait and the step has {cost}, expected at most "
+            f"{status.capacity_bytes} (queue_bytes); nothing of the step was kept; append later, or less; {self._uid}"
+        )
+
+    # --- on their way to disk ----------------------------------------------------------------------------------
+
+    def _encode_step(self, images: Stored) -> Encoding[_Encoded]:
+        """Copy the images of one step, and have the copies encoded; the images that are not there are blank."""
+        buffer = self._pool.take() if images else None
+        copies = {name: buffer.copy(name, values) for name, values in images.items()} if buffer is not None else {}
+        first = self.num_steps
+
+        def encode() -> _Encoded:
+            try:
+                encoded = self._encode(copies, first)
+            finally:
+                if buffer is not None:
+                    self._pool.give_back(buffer)
+            encoded.chunks |= {name: [_blank_chunk(spec)] for name, spec in self._large.items() if name not in copies}
+            return encoded
+
+        return self._background.encode(encode)
+
+    def _encode_whole(self, images: Stored) -> Encoding[_Encoded]:
+        """Have consecutive images encoded, which nobody changes."""
+        return self._background.encode(functools.partial(self._encode, images, self.num_steps))
+
+    def _encode(self, images: Stored, first: int) -> _Encoded:
+        """On an encoding thread: consecutive steps, of whose memory nothing is kept."""
+        encoded = _Encoded()
+        for name, values in images.items():
+            encoded.chunks[name] = [
+                encode_chunk(self._specs[name], values[row : row + 1]) for row in range(len(values))
+            ]
+            if name in self._statistics.features:
+                encoded.samples[name] = [
+                    self._statistics.sample(name, value, first + row).copy() for row, value in enumerate(values)
+                ]
+        return encoded
+
+    def _add(
+        self, rows: Stored, start_encoding: Callable[[], Encoding[_Encoded]], cost: int, timestamp_source: str
+    ) -> None:
+        """Queue consecutive steps that lie in one segment."""
+        count = len(rows[TIMESTAMP])
+        try:
+            self._queue(rows, start_encoding() if self._large else None, cost, timestamp_source)
+            self.num_steps += count
+            self.timestamp_source, self._last_stamp = timestamp_source, int(rows[TIMESTAMP][-1])
+            if self.num_steps % self._segment_steps == 0:
+                self._finish_segment()
+        except BaseException as error:
+            # Ctrl-C came between queueing the steps and counting them: what the episode holds is no longer known.
+            # Not an error of writing: the steps before are still written.
+            self.problem = RecordingError(f"episode {self._uid}: interrupted inside append by {type(error).__name__}")
+            raise
+
+    def _queue(self, rows: Stored, encoding: Encoding[_Encoded] | None, cost: int, timestamp_source: str) -> None:
+        count, first = len(rows[TIMESTAMP]), self.num_steps
+        start = first % self._segment_steps
+        kept: dict[str, np.ndarray] = {}
+        for name, values in self._segment.items():
+            values[start : start + count] = rows[name]
+            kept[name] = values[start : start + count]
+
+        def write() -> None:
+            encoded = encoding.result() if encoding is not None else _Encoded()
+            for name, samples in encoded.samples.items():
+                valid = kept.get(f"{name}.valid", itertools.repeat(True))
+                for sample in itertools.compress(samples, valid):
+                    self._statistics.add_sample(name, sample)
+            self._files.timestamp_source = timestamp_source
+            self._files.write_steps(first, kept, encoded.chunks)
+
+        self._submit(write, cost, count)
+
+    def _finish_segment(self) -> None:
+        rows, self._segment = self._segment, self._new_segment()
+        self._submit(lambda: self._finish(rows), 0, 0)
+
+    def _finish(self, rows: dict[str, np.ndarray]) -> None:
+        """The end of a segment, on the writing thread."""
+        self._statistics.add(rows)
+        self._files.finish_segment(rows)
+
+    def _new_segment(self) -> dict[str, np.ndarray]:
+        return {
+            name: np.empty((self._segment_steps, *spec.stored_step_shape), spec.numpy_dtype)
+            for name, spec in self._specs.items()
+            if spec.chunk_steps != 1
+        }
+
+    def finishing(self) -> Callable[[], None]:
+        """What the writing thread has to do at the end of the episode: the segment that has begun."""
+        count = self.num_steps % self._segment_steps
+        rows = {name: values[:count] for name, values in self._segment.items()}
+        return (lambda: self._finish(rows)) if count else (lambda: None)
+
+
+def _size(values: np.ndarray) -> int:
+    return sum(map(len, values)) if values.dtype == object else values.nbytes
+
+
+@functools.lru_cache(maxsize=64)
+def _blank_chunk(spec: ArraySpec) -> bytes:
+    """What is stored where a nullable feature of one step per chunk carries no value."""
+    return encode_chunk(spec, np.zeros((1, *spec.stored_step_shape), spec.numpy_dtype))
