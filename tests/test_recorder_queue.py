@@ -201,8 +201,8 @@ def test_ten_thousand_steps_through_a_tiny_pool_keep_every_byte(path: Path) -> N
                 mine[:] = values
                 episode.append(camera=mine, n=number)
                 mine[:] = 0
-        assert recorder._pool is not None
-        assert recorder._pool.made <= 4 + 1
+        assert recorder._pools is not None
+        assert recorder._pools["step"].made <= 4 + 1
         assert recorder.queue_status.peak_bytes <= 4 * 117
     read = salus.open(path)[0]
     np.testing.assert_array_equal(read["n"][:], np.arange(10_000))
@@ -236,8 +236,8 @@ def test_a_full_queue_keeps_order_and_content_from_several_threads(path: Path, m
         # Each thread may exceed the budget by the step that it looked for room for.
         assert recorder.queue_status.peak_bytes <= (3 + writers) * STEP_BYTES
         assert recorder.queue_status.waits > 0
-        assert recorder._pool is not None
-        assert recorder._pool.made <= 3 + 1 + writers
+        assert recorder._pools is not None
+        assert recorder._pools["step"].made <= 3 + 1 + writers
     dataset = salus.open(path)
     assert len(dataset) == writers
     for episode in dataset:
@@ -259,8 +259,8 @@ def test_memory_is_bounded_by_the_queue_and_the_pool(path: Path, gate: Gate) -> 
             used = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
-        assert recorder._pool is not None
-        assert recorder._pool.made <= 8 + 1
+        assert recorder._pools is not None
+        assert recorder._pools["step"].made <= 8 + 1
         assert used < 2 * size  # the pool was there before; what came since is rows
         gate.open.set()
         with pytest.warns(RuntimeWarning, match="images were dropped"):

@@ -101,8 +101,8 @@ class Reader:
     @schemas.setter
     def schemas(self, schemas: Sequence[Schema]) -> None:
         self._schemas = schemas
-        names = ([spec.name for spec in recorded_arrays(schema)] for schema in schemas)
-        self._ranks = [{name: rank for rank, name in enumerate(some)} for some in names]
+        self._arrays = [recorded_arrays(schema) for schema in schemas]
+        self._ranks = [{spec.name: rank for rank, spec in enumerate(some)} for some in self._arrays]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"storage": self.storage, "schemas": self.schemas}
@@ -306,7 +306,7 @@ class Reader:
             return decode_chunk(spec, self._opened(state, spec, entry, segment).chunk(chunk), out)
         except CorruptDataError as error:
             first = number * spec.chunk_steps
-            last = min(first + spec.chunk_steps, entry.num_steps) - 1
+            last = min(first + spec.chunk_steps, entry.length(spec.clock)) - 1
             raise _located(error, spec, entry, first, last) from error
 
     # --- shards --------------------------------------------------------------------------------------------------
@@ -337,11 +337,16 @@ class Reader:
 
     def _shard_size(self, spec: ArraySpec, entry: Entry, segment: int) -> int:
         ranks, segments = self._ranks[entry.schema_revision], spec.segments(entry.num_steps)
-        if len(entry.shard_sizes) != len(ranks) * segments:
+        place, expected = ranks[spec.name] * segments + segment, len(ranks) * segments
+        if entry.clock_lengths:  # arrays with different numbers of segments
+            arrays = self._arrays[entry.schema_revision]
+            counts = [array.segments(entry.length(array.clock)) for array in arrays]
+            place, expected = sum(counts[: ranks[spec.name]]) + segment, sum(counts)
+        if len(entry.shard_sizes) != expected:
             raise CorruptDataError(
-                f"the snapshot knows the sizes of {len(entry.shard_sizes)} shards, expected {len(ranks) * segments}"
+                f"the snapshot knows the sizes of {len(entry.shard_sizes)} shards, expected {expected}"
             )
-        return entry.shard_sizes[ranks[spec.name] * segments + segment]
+        return entry.shard_sizes[place]
 
     def _fresh_state(self) -> _State:
         if self._state.process.pid != os.getpid():

@@ -19,15 +19,13 @@ import numpy as np
 
 from . import jpeg
 from .errors import InvalidInputError
-from .schema import FORMAT, TIMESTAMP, Feature, Image, Schema
+from .schema import FORMAT, STEP, Feature, Image, Schema, stamps_name
 
 SLOTS_PER_FOLDER = 1024
-INDEX_ROWS = {"episode_length": 1024, "episode_metadata": 64}  # metadata may have a megabyte each
 ZSTD_LEVEL = 1
 WHOLE_SEGMENT_STEP_BYTES = 4096
 
 PRIVATE = "_salus"
-LENGTH = "episode_length"
 METADATA = "episode_metadata"
 
 CONVENTION = {
@@ -103,6 +101,8 @@ def number_in(name: str, *, suffix: str = "") -> int | None:
 class ArraySpec:
     """One stored array `(slot, step, *step_shape)`: how its shards and inner chunks are cut and coded.
 
+    Steps are those of its clock.
+
     Attributes:
         name: Array name, which is the folder below the root.
         dtype: numpy name, or `"string"`.
@@ -115,6 +115,7 @@ class ArraySpec:
         codec: What decodes an inner chunk: `"zstd"` and `"jpeg"` natively, `"zarr"` the codecs of `chain`.
         quality: Of JPEG, 1 … 100.
         chain: JSON text of the feature's own Zarr codecs.
+        clock: The time axis that it runs on.
     """
 
     name: str
@@ -128,6 +129,7 @@ class ArraySpec:
     codec: Literal["zstd", "jpeg", "zarr"] = "zstd"
     quality: int = 0
     chain: str = ""
+    clock: str = STEP
 
     @cached_property
     def is_text(self) -> bool:
@@ -199,8 +201,14 @@ class ArraySpec:
         return steps.transpose(0, 3, 1, 2) if self.channels_last else steps
 
 
-def feature_specs(name: str, feature: Feature, segment_steps: int) -> Iterable[ArraySpec]:
+def index_rows(name: str) -> int:
+    """Rows per chunk of an index array."""
+    return 64 if name == METADATA else 1024  # metadata may have a megabyte each
+
+
+def feature_specs(name: str, feature: Feature, schema: Schema) -> Iterable[ArraySpec]:
     """The arrays of one feature: its own, and `<name>.valid` where it is nullable."""
+    clock, per_segment = feature.clock, schema.segment_steps_of(feature.clock)
     per_step = isinstance(feature, Image) or feature.step_bytes >= WHOLE_SEGMENT_STEP_BYTES
     layout = feature.layout if isinstance(feature, Image) else None
     own_chain = not isinstance(feature.codec, str)
@@ -208,17 +216,28 @@ def feature_specs(name: str, feature: Feature, segment_steps: int) -> Iterable[A
         name=name,
         dtype=feature.dtype,
         step_shape=feature.shape,
-        chunk_steps=1 if per_step else segment_steps,
-        segment_steps=segment_steps,
+        chunk_steps=1 if per_step else schema.segment_steps,
+        segment_steps=per_segment,
         channels_last=layout == "CHW" and not own_chain,
-        dimensions=("episode", "step", *_own_dimensions(name, feature, layout)),
+        dimensions=(*_dimensions(clock), *_own_dimensions(name, feature, layout)),
         derived=feature.derived is not None,
         codec="zarr" if own_chain else "jpeg" if feature.codec == "jpeg" else "zstd",
         quality=feature.quality or 0 if isinstance(feature, Image) else 0,
         chain=json.dumps(feature.codec, sort_keys=True) if own_chain else "",
+        clock=clock,
     )
     if feature.nullable:
-        yield ArraySpec(f"{name}.valid", "bool", (), segment_steps, segment_steps, dimensions=("episode", "step"))
+        yield _scalar(f"{name}.valid", "bool", clock, schema)
+
+
+def _scalar(name: str, dtype: str, clock: str, schema: Schema) -> ArraySpec:
+    per_segment = schema.segment_steps_of(clock)
+    return ArraySpec(name, dtype, (), schema.segment_steps, per_segment, dimensions=_dimensions(clock), clock=clock)
+
+
+def _dimensions(clock: str) -> tuple[str, str]:
+    # Not the bare name of a clock: xarray refuses an array that is named as one of its dimensions.
+    return ("episode", STEP if clock == STEP else f"{clock}_step")
 
 
 def _own_dimensions(name: str, feature: Feature, layout: Literal["CHW", "HWC"] | None) -> list[str]:
@@ -232,11 +251,10 @@ def _own_dimensions(name: str, feature: Feature, layout: Literal["CHW", "HWC"] |
 
 
 def array_specs(schema: Schema) -> dict[str, ArraySpec]:
-    """All arrays `(slot, step, …)` of a dataset by name, the stamps of the steps first."""
-    steps = schema.segment_steps
-    specs = [ArraySpec(TIMESTAMP, "int64", (), steps, steps, dimensions=("episode", "step"))]
+    """All arrays `(slot, step, …)` of a dataset by name, the stamps of the clocks first."""
+    specs = [_scalar(stamps_name(clock), "int64", clock, schema) for clock in (STEP, *schema.clocks)]
     for name, feature in schema.features.items():
-        specs.extend(feature_specs(name, feature, steps))
+        specs.extend(feature_specs(name, feature, schema))
     return {spec.name: spec for spec in specs}
 
 
@@ -303,7 +321,7 @@ def _feature_template(spec: ArraySpec) -> dict[str, Any]:
 def _index_template(name: str) -> dict[str, Any]:
     return _created_by_zarr(
         shape=(0,),
-        chunks=(INDEX_ROWS[name],),
+        chunks=(index_rows(name),),
         dtype="str" if name == METADATA else "int32",
         filters=None,
         dimension_names=("episode",),

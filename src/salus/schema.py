@@ -22,14 +22,19 @@ from .labels import Horizons
 
 FORMAT = 1
 DEFAULT_SEGMENT_STEPS = 256
+STEP = "step"
 TIMESTAMP = "timestamp_ns"
-RESERVED = frozenset({"zarr.json", TIMESTAMP, "episode_length", "episode_metadata", "labels", "labels_mask"})
+LENGTH = "episode_length"
+RESERVED = frozenset({"zarr.json", TIMESTAMP, LENGTH, "episode_metadata", "labels", "labels_mask"})
 DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64")
 COLORS = {"rgb": 3, "bgr": 3, "gray": 1}
 MAX_STEP_BYTES = 2**30
 MAX_CODECS = 16
+MAX_CLOCKS = 64
+MAX_SEGMENT_STEPS = 65536
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+_CLOCK = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
 
 
@@ -47,7 +52,7 @@ class Feature:
         allow_nan: NaN and infinity may be recorded. Off, because a NaN that nobody expected costs weeks.
         derived: What the values are computed from (only `"outcome"`, horizon labels). Kept for plain Zarr readers;
             SALUS itself computes it at read.
-        clock: The time axis that it runs on; only `"step"` until streams with clocks of their own are there.
+        clock: The time axis that it runs on: `"step"`, or one of the schema's `clocks`.
         codec: `"zstd"`, lossless; or Zarr codecs of your own as a list of their metadata, `[{"name": …,
             "configuration": {…}}, …]`, for one inner chunk (1, n, *shape), without the crc32c that SALUS always adds.
             Your own go through zarr-python: correct, slow, and what they lose is theirs.
@@ -61,7 +66,7 @@ class Feature:
     nullable: bool = field(default=False, kw_only=True)
     allow_nan: bool = field(default=False, kw_only=True)
     derived: Literal["outcome"] | None = field(default=None, kw_only=True)
-    clock: str = field(default="step", kw_only=True)
+    clock: str = field(default=STEP, kw_only=True)
     codec: str | Sequence[Mapping[str, Any]] = field(default="zstd", kw_only=True, hash=False)
 
     kind = "array"
@@ -117,8 +122,8 @@ class Feature:
             yield f"derived: got {self.derived!r}, expected 'outcome' or nothing"
         if self.derived and (self.dtype not in ("float32", "float64") or self.nullable):
             yield f"derived: got {self.dtype}{', nullable' * self.nullable}, expected a float: unknown labels are NaN"
-        if self.clock != "step":
-            yield f"clock: got {self.clock!r}; format 1 has a place for more clocks, this version records 'step' only"
+        if self.derived and self.clock != STEP:
+            yield f"clock: got {self.clock!r}, expected 'step' for what is computed from the outcome"
         yield from self._codec_problems()
 
     def _codec_problems(self) -> Iterable[str]:
@@ -258,6 +263,9 @@ class Schema:
         horizons: How far ahead a failure is to be predicted, for `episode.labels`: whole steps, or a
             `salus.labels.Horizons` in seconds.
         segment_steps: Steps per shard file, 2 … 65536.
+        clocks: Time axes beside the steps, each with lengths and stamps of its own, by name, and the rate in Hz that
+            their recording aims at: `{"joints": 1000}` beside cameras at 50 Hz. Features name theirs,
+            `Feature((7,), clock="joints")`, and `episode.push("joints", …)` records them.
 
     Raises:
         InvalidInputError: Every problem at once.
@@ -268,11 +276,15 @@ class Schema:
     failure_kinds: tuple[str, ...] = field(default=(), kw_only=True)
     horizons: Horizons | tuple[int, ...] = field(default=(), kw_only=True)
     segment_steps: int = field(default=DEFAULT_SEGMENT_STEPS, kw_only=True)
+    clocks: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.features, Mapping):
             raise InvalidInputError(f"schema: features: got {type(self.features).__name__}, expected names to features")
+        if not isinstance(self.clocks, Mapping):
+            raise InvalidInputError(f"schema: clocks: got {type(self.clocks).__name__}, expected names to rates in Hz")
         object.__setattr__(self, "features", dict(self.features))
+        object.__setattr__(self, "clocks", dict(self.clocks))
         object.__setattr__(self, "failure_kinds", _as_tuple(self.failure_kinds, "schema: failure_kinds"))
         if not isinstance(self.horizons, Horizons):
             object.__setattr__(self, "horizons", Horizons(_as_tuple(self.horizons, "schema: horizons")))
@@ -295,17 +307,44 @@ class Schema:
             yield "features: got derived ones only, expected at least one that is recorded"
         if len({str(name).casefold() for name in self.features}) < len(self.features):
             yield "feature names: got names that differ in case only, which some file systems cannot tell apart"
-        if isinstance(self.rate_hz, bool) or not isinstance(self.rate_hz, int | float) or not 0 < self.rate_hz < 1e9:
+        if not _is_rate(self.rate_hz):
             yield f"rate_hz: got {self.rate_hz!r}, expected a number above 0"
+        yield from self._clock_problems()
         for kind in self.failure_kinds:
             if not isinstance(kind, str) or not _KIND.fullmatch(kind) or self.failure_kinds.count(kind) > 1:
                 yield f"failure_kinds: got {kind!r}, expected distinct words"
         if (
             isinstance(self.segment_steps, bool)
             or not isinstance(self.segment_steps, int)
-            or not 2 <= self.segment_steps <= 65536
+            or not 2 <= self.segment_steps <= MAX_SEGMENT_STEPS
         ):
-            yield f"segment_steps: got {self.segment_steps!r}, expected 2 .. 65536"
+            yield f"segment_steps: got {self.segment_steps!r}, expected 2 .. {MAX_SEGMENT_STEPS}"
+
+    def _clock_problems(self) -> Iterable[str]:
+        if len(self.clocks) > MAX_CLOCKS:
+            yield f"clocks: got {len(self.clocks)}, expected at most {MAX_CLOCKS}"
+        recorded = {name: feature for name, feature in self.features.items() if isinstance(feature, Feature)}
+        used = {feature.clock for feature in recorded.values()}
+        for name, rate in self.clocks.items():
+            if not isinstance(name, str) or not _CLOCK.fullmatch(name) or name == STEP:
+                yield f"clocks: got the name {name!r}, expected up to 64 letters, digits, _ and -, and not 'step'"
+                continue
+            if not _is_rate(rate):
+                yield f"clocks: {name!r}: got {rate!r}, expected its rate in Hz, a number above 0"
+            if name not in used:
+                yield f"clocks: {name!r}: no feature runs on it; Feature(..., clock={name!r}) does"
+        if len({str(name).casefold() for name in self.clocks}) < len(self.clocks):
+            yield "clocks: got names that differ in case only, which some file systems cannot tell apart"
+        kept = {array.casefold() for clock in self.clocks for array in (stamps_name(clock), length_name(clock))}
+        for name, feature in recorded.items():
+            if feature.clock not in (STEP, *self.clocks):
+                known = ", ".join(map(repr, (STEP, *self.clocks)))
+                yield (
+                    f"{name!r}: clock: got {feature.clock!r}, expected one of {known}; "
+                    f"Schema(..., clocks={{{feature.clock!r}: rate in Hz}}) declares it"
+                )
+            if str(name).casefold() in kept:
+                yield f"feature name: {name!r} is kept for what belongs to the clock"
 
     @property
     def label_horizons(self) -> Horizons:
@@ -318,6 +357,15 @@ class Schema:
         """(H, max(K, 1)): the shape of one step of `episode.labels`."""
         return len(self.label_horizons), max(len(self.failure_kinds), 1)
 
+    def rate_of(self, clock: str) -> float:
+        """Steps per second that the recording of a clock aims at."""
+        return self.rate_hz if clock == STEP else self.clocks[clock]
+
+    def segment_steps_of(self, clock: str) -> int:
+        """Steps per shard file of a clock: a multiple of `segment_steps` that takes about as long as a segment does."""
+        most = MAX_SEGMENT_STEPS // self.segment_steps
+        return self.segment_steps * min(max(1, round(self.rate_of(clock) / self.rate_hz)), most)
+
     @property
     def recorded(self) -> dict[str, Feature]:
         """The features that a recording brings: all but the derived ones."""
@@ -325,8 +373,8 @@ class Schema:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes of one step, all recorded features and the stamp, before compression; texts not counted."""
-        return 8 + sum(feature.step_bytes for feature in self.recorded.values())
+        """Bytes of one step of the clock `step`, stamp included, before compression; texts not counted."""
+        return 8 + sum(feature.step_bytes for feature in self.recorded.values() if feature.clock == STEP)
 
     @classmethod
     def infer(cls, step: Mapping[str, Any], *, rate_hz: float, **more: Any) -> Schema:
@@ -379,16 +427,17 @@ class Schema:
             problems = [(name, feature.coding) for name, feature in foreign]
             raise FormatError(f"strict: {what}; expected codecs of SALUS; leave out strict to read it; {url}", problems)
 
-    def extended(self, features: Mapping[str, Feature]) -> Schema:
-        """This schema with more features.
+    def extended(self, features: Mapping[str, Feature], clocks: Mapping[str, float] | None = None) -> Schema:
+        """This schema with more features, and clocks for them.
 
         Raises:
-            InvalidInputError: A name is there already, or a feature is wrong.
+            InvalidInputError: A name is there already, or a feature or clock is wrong.
         """
         taken = [f"{name!r} is there already" for name in features if name in self.features]
+        taken += [f"the clock {name!r} is there already" for name in clocks or {} if name in self.clocks]
         if taken:
             raise InvalidInputError.listing(taken, subject="add_features")
-        return replace(self, features={**self.features, **features})
+        return replace(self, features={**self.features, **features}, clocks={**self.clocks, **(clocks or {})})
 
     def differences(self, other: Schema) -> list[str]:
         """How `other` differs from this schema, in words that call this one "the dataset"."""
@@ -415,6 +464,7 @@ class Schema:
             "segment_steps": self.segment_steps,
             "failure_kinds": list(self.failure_kinds),
             "horizons": {"values": list(horizons.values), "unit": horizons.unit},
+            **({"clocks": dict(self.clocks)} if self.clocks else {}),
             "features": [{"name": name, **feature.to_json()} for name, feature in self.features.items()],
         }
 
@@ -439,9 +489,20 @@ class Schema:
                 failure_kinds=tuple(document["failure_kinds"]),
                 horizons=horizons,
                 segment_steps=document["segment_steps"],
+                clocks=document.get("clocks", {}),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"schema: this version of salus cannot read it: {error}") from error
+
+
+def stamps_name(clock: str) -> str:
+    """The array of the stamps of a clock."""
+    return TIMESTAMP if clock == STEP else f"{clock}.{TIMESTAMP}"
+
+
+def length_name(clock: str) -> str:
+    """The array that tells plain readers how many steps of a clock each row has."""
+    return LENGTH if clock == STEP else f"{clock}.{LENGTH}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -465,6 +526,10 @@ def _as_tuple(value: Any, what: str) -> tuple[Any, ...]:
 def _is_range(values: tuple[Any, ...]) -> bool:
     numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
     return len(numbers) == len(values) == 2 and numbers[0] < numbers[1]
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
 
 
 def _is_codec(value: Any) -> bool:

@@ -15,6 +15,7 @@ from ..codecs import declared_size
 from ..errors import CorruptDataError
 from ..labels import Outcome
 from ..layout import ArraySpec, record_key
+from ..schema import STEP
 from .amendments import Overlay
 from .records import Record
 
@@ -42,10 +43,14 @@ _ROW = np.dtype(
         ("num_shards", "<i4"),
         ("status", "u1"),
         ("result", "u1"),
+        ("num_clocks", "<i4"),
         ("first_shard", "<i8"),
+        ("first_clock", "<i8"),
     ]
 )
-_COLUMNS = tuple(name for name in _ROW.names or () if name != "first_shard")
+_CLOCK = np.dtype([("name", "<i4"), ("length", "<i4")])
+_CLOCKS = ("num_clocks", "clock_name", "clock_length")  # only in tables of datasets that have clocks
+_COLUMNS = tuple(name for name in _ROW.names or () if name not in ("first_shard", "first_clock", "num_clocks"))
 _LEAST = {"failure_step": _NONE, "failure_kind": _NONE, "task": _NONE}
 _SIZES = "shard_size"
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -64,10 +69,10 @@ class Entry(NamedTuple):
         task: `metadata["task"]` where it is text.
         started_ns, ended_ns: Wall clock of the recording, nanoseconds since 1970.
         schema_revision: The revision that it was recorded under.
-        shard_sizes: Bytes of each of its shards, ordered by (array name, segment). The size of shard (array, segment)
-            is `shard_sizes[rank * segments + segment]`, where rank is the place of the array's name among the sorted
-            names of the arrays recorded under `schema_revision`.
+        shard_sizes: Bytes of each of its shards, ordered by (array name, segment), of the arrays recorded under
+            `schema_revision`; an array has as many segments as its clock's length takes.
         digest: Digest of the record.
+        clock_lengths: (clock, length) for each clock but `step`, ordered by name.
     """
 
     uid: str
@@ -83,6 +88,11 @@ class Entry(NamedTuple):
     schema_revision: int
     shard_sizes: tuple[int, ...]
     digest: str
+    clock_lengths: tuple[tuple[str, int], ...] = ()
+
+    def length(self, clock: str) -> int:
+        """Steps on a clock; 0 on one that was not there when it was recorded."""
+        return self.num_steps if clock == STEP else dict(self.clock_lengths).get(clock, 0)
 
     @property
     def outcome(self) -> Outcome:
@@ -120,6 +130,7 @@ class Entry(NamedTuple):
             record.schema_revision,
             _shard_sizes(record, specs) if record.status != "aborted" else (),
             record.digest,
+            tuple(sorted(record.clock_lengths.items())) if record.status != "aborted" else (),
         )
 
     @classmethod
@@ -140,10 +151,17 @@ class Entry(NamedTuple):
 
 
 def _shard_sizes(record: Record, specs: Sequence[ArraySpec]) -> tuple[int, ...]:
-    wanted = sum(spec.segments(record.num_steps) for spec in specs)
+    lengths = {STEP: record.num_steps, **record.clock_lengths}
+    clocks = {STEP, *(spec.clock for spec in specs)}
+    if lengths.keys() != clocks:
+        raise CorruptDataError(
+            f"record: lengths of {', '.join(sorted(lengths))}, expected {', '.join(sorted(clocks))}; "
+            f"{record_key(record.slot)}"
+        )
+    wanted = sum(spec.segments(lengths[spec.clock]) for spec in specs)
     sizes = {shard.key: shard.size for shard in record.shards}
     if len(record.shards) == wanted:  # before so many keys are made
-        keys = [spec.shard_key(record.slot, n) for spec in specs for n in range(spec.segments(record.num_steps))]
+        keys = [spec.shard_key(record.slot, n) for spec in specs for n in range(spec.segments(lengths[spec.clock]))]
         if sizes.keys() == set(keys):
             return tuple(sizes[key] for key in keys)
     raise CorruptDataError(
@@ -158,13 +176,17 @@ class Entries(Sequence[Entry]):
     Args:
         rows: Structured array (n,); `first_shard` and `num_shards` say which part of `sizes` is theirs.
         sizes: int64, bytes of shards.
-        texts: What `failure_kind` and `task` number.
+        texts: What `failure_kind`, `task` and the names of clocks number.
+        clocks: Structured array, names and lengths of clocks; `first_clock` and `num_clocks` say which are a row's.
     """
 
-    def __init__(self, rows: np.ndarray, sizes: np.ndarray, texts: tuple[str, ...]) -> None:
+    def __init__(
+        self, rows: np.ndarray, sizes: np.ndarray, texts: tuple[str, ...], clocks: np.ndarray | None = None
+    ) -> None:
         self._rows = rows
         self._sizes = sizes
         self._texts = texts
+        self._clocks = np.empty(0, _CLOCK) if clocks is None else clocks
         self._made: dict[int, Entry] = {}  # a batch asks for the same rows again and again
 
     @classmethod
@@ -177,16 +199,20 @@ class Entries(Sequence[Entry]):
         """The rows of several tables, one after another."""
         texts: dict[str, int] = {}
         rows, sizes, num_sizes = [np.empty(0, _ROW)], [np.empty(0, "<i8")], 0
+        clocks, num_clocks = [np.empty(0, _CLOCK)], 0
         for table in tables:
             part = table._compact()
             codes = np.array([*(texts.setdefault(text, len(texts)) for text in part._texts), _NONE], "<i4")
             for name in ("failure_kind", "task"):
                 part._rows[name] = codes[part._rows[name]]  # _NONE is the last of them
+            part._clocks["name"] = codes[part._clocks["name"]]
             part._rows["first_shard"] += num_sizes
-            num_sizes += len(part._sizes)
+            part._rows["first_clock"] += num_clocks
+            num_sizes, num_clocks = num_sizes + len(part._sizes), num_clocks + len(part._clocks)
             rows.append(part._rows)
             sizes.append(part._sizes)
-        return cls(np.concatenate(rows), np.concatenate(sizes), tuple(texts))
+            clocks.append(part._clocks)
+        return cls(np.concatenate(rows), np.concatenate(sizes), tuple(texts), np.concatenate(clocks))
 
     # --- as a sequence -------------------------------------------------------------------------------------------
 
@@ -200,7 +226,7 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, key: int | slice) -> Entry | Entries:
         """A row, or some of them; raises IndexError."""
         if isinstance(key, slice):
-            return Entries(self._rows[key], self._sizes, self._texts)  # on the same memory
+            return Entries(self._rows[key], self._sizes, self._texts, self._clocks)  # on the same memory
         entry = self._made.get(key)
         if entry is None:
             if len(self._made) >= KEPT_ENTRIES:
@@ -213,7 +239,8 @@ class Entries(Sequence[Entry]):
             yield from map(self._entry, self._rows[start : start + 4096].tolist())
 
     def _entry(self, row: tuple[Any, ...]) -> Entry:
-        slot, uid, digest, started, ended, steps, failed, kind, task, revision, shards, status, result, first = row
+        slot, uid, digest, started, ended, steps, failed, kind, task, revision, shards, status, result = row[:13]
+        num_clocks, first, first_clock = row[13:]
         texts = self._texts
         if _STATUSES[status] == "corrupt":
             return Entry.corrupt(slot)
@@ -232,6 +259,7 @@ class Entries(Sequence[Entry]):
                 revision,
                 tuple(self._sizes[first : first + shards].tolist()),
                 "sha256:" + digest.hex(),
+                tuple((texts[n], k) for n, k in self._clocks[first_clock : first_clock + num_clocks].tolist()),
             )
         )
 
@@ -239,7 +267,10 @@ class Entries(Sequence[Entry]):
         """Some rows: their positions, int (n,), or a mask, bool (len,)."""
         chosen = np.asarray(rows)
         return Entries(
-            self._rows[chosen if chosen.dtype == bool else chosen.astype(np.int64)], self._sizes, self._texts
+            self._rows[chosen if chosen.dtype == bool else chosen.astype(np.int64)],
+            self._sizes,
+            self._texts,
+            self._clocks,
         )
 
     # --- columns -------------------------------------------------------------------------------------------------
@@ -252,6 +283,19 @@ class Entries(Sequence[Entry]):
             values: np.ndarray = ends[first + self._rows["num_shards"]] - ends[first]
             return values
         return self._rows[name].astype(np.int64)
+
+    def lengths(self, clock: str) -> np.ndarray:
+        """Steps on a clock of all rows, int64 (n,); 0 where it was not there."""
+        if clock == STEP:
+            return self.numbers("num_steps")
+        found = np.zeros(len(self), np.int64)
+        counts = self._rows["num_clocks"].astype(np.int64)
+        if clock in self._texts and counts.any():
+            rows = np.repeat(np.arange(len(self)), counts)
+            theirs = self._clocks[_ragged(self._rows["first_clock"], counts)]
+            mine = theirs["name"] == self._texts.index(clock)
+            found[rows[mine]] = theirs["length"][mine]
+        return found
 
     def column(self, name: str) -> list[Any]:
         """An attribute of all entries."""
@@ -294,6 +338,7 @@ class Entries(Sequence[Entry]):
         texts = {text: code for code, text in enumerate(self._texts)}
         rows: list[tuple[Any, ...]] = []
         sizes: list[int] = []
+        clocks: list[tuple[int, int]] = []
         for entry in entries:
             codes = [
                 _NONE if text is None else texts.setdefault(text, len(texts))
@@ -314,16 +359,24 @@ class Entries(Sequence[Entry]):
                     len(entry.shard_sizes),
                     _STATUSES.index(entry.status),
                     _RESULTS.index(entry.result),
+                    len(entry.clock_lengths),
                     len(self._sizes) + len(sizes),
+                    len(self._clocks) + len(clocks),
                 )
             )
             sizes += entry.shard_sizes
+            clocks += [(texts.setdefault(name, len(texts)), length) for name, length in entry.clock_lengths]
         if not rows:
             return self
         new = np.array(rows, _ROW)
         both = np.concatenate([self._rows[~np.isin(self._rows["slot"], new["slot"])], new])
         both = both[np.argsort(both["slot"], kind="stable")]
-        return Entries(both, np.concatenate([self._sizes, np.array(sizes, "<i8")]), tuple(texts))
+        return Entries(
+            both,
+            np.concatenate([self._sizes, np.array(sizes, "<i8")]),
+            tuple(texts),
+            np.concatenate([self._clocks, np.array(clocks, _CLOCK)]),
+        )
 
     def amended(self, overlays: Mapping[str, Overlay]) -> Entries:
         """With the amendments in force, without deleted rows."""
@@ -345,6 +398,9 @@ class Entries(Sequence[Entry]):
         compact = self._compact()
         columns = {name: _packed(compact._rows[name]) for name in _COLUMNS}
         columns[_SIZES] = _packed(compact._sizes)
+        if len(compact._clocks):
+            parts = (compact._rows["num_clocks"], compact._clocks["name"], compact._clocks["length"])
+            columns |= {name: _packed(np.ascontiguousarray(part)) for name, part in zip(_CLOCKS, parts, strict=True)}
         return {"num_rows": len(self), "texts": list(compact._texts), "columns": columns}
 
     @classmethod
@@ -361,35 +417,62 @@ class Entries(Sequence[Entry]):
             num_sizes = int(ends[-1]) if num_rows else 0
             sizes = _unpacked(value["columns"][_SIZES], np.dtype("<i8"), num_sizes)
             rows["first_shard"] = ends - rows["num_shards"]
-            problems = list(_problems(rows, sizes, texts))
+            clocks = _clocks_from(value["columns"], rows)
+            problems = list(_problems(rows, sizes, texts, clocks))
             if problems:
                 raise ValueError("; ".join(problems))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CorruptDataError(f"episode table: not understood: {error!r}; {key}") from error
-        return cls(rows, sizes, texts)
+        return cls(rows, sizes, texts, clocks)
 
     def _compact(self) -> Entries:
-        """The same rows, with only the sizes and texts that are theirs."""
+        """The same rows, with only the sizes, clocks and texts that are theirs."""
         rows = self._rows.copy()
-        counts = rows["num_shards"].astype(np.int64)
-        starts = np.cumsum(counts) - counts
-        sizes = self._sizes[np.repeat(rows["first_shard"] - starts, counts) + np.arange(counts.sum())]
-        rows["first_shard"] = starts
-        codes = np.stack([rows["failure_kind"], rows["task"]])
+        counts, num_clocks = rows["num_shards"].astype(np.int64), rows["num_clocks"].astype(np.int64)
+        sizes = self._sizes[_ragged(rows["first_shard"], counts)]
+        clocks = self._clocks[_ragged(rows["first_clock"], num_clocks)]
+        rows["first_shard"] = np.cumsum(counts) - counts
+        rows["first_clock"] = np.cumsum(num_clocks) - num_clocks
+        codes = np.concatenate([rows["failure_kind"], rows["task"], clocks["name"]])
         used, places = np.unique(codes, return_inverse=True)
         missing = int(np.count_nonzero(used == _NONE))  # it sorts before the others, and stays what it is
-        rows["failure_kind"], rows["task"] = places.reshape(codes.shape) - missing
-        return Entries(rows, sizes, tuple(self._texts[code] for code in used[missing:].tolist()))
+        ends = np.cumsum([len(rows), len(rows)])
+        rows["failure_kind"], rows["task"], clocks["name"] = np.split(places.reshape(-1) - missing, ends)
+        return Entries(rows, sizes, tuple(self._texts[code] for code in used[missing:].tolist()), clocks)
 
-    def __getstate__(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    def __getstate__(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
         compact = self._compact()
-        return compact._rows, compact._sizes, compact._texts
+        return compact._rows, compact._sizes, compact._texts, compact._clocks
 
-    def __setstate__(self, state: tuple[np.ndarray, np.ndarray, tuple[str, ...]]) -> None:
+    def __setstate__(self, state: tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
 
-def _problems(rows: np.ndarray, sizes: np.ndarray, texts: tuple[str, ...]) -> Iterator[str]:
+def _ragged(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Positions `first`, `first + 1` …, `counts` of them, for each row; one row after another."""
+    places: np.ndarray = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+    return places
+
+
+def _clocks_from(columns: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
+    """The clocks of a stored table, and in `rows` whose they are. Tables of datasets without clocks have no columns."""
+    if not any(name in columns for name in _CLOCKS):
+        return np.empty(0, _CLOCK)
+    rows["num_clocks"] = _unpacked(columns[_CLOCKS[0]], _ROW["num_clocks"], len(rows))
+    if (rows["num_clocks"] < 0).any():
+        raise ValueError("num_clocks below 0")
+    ends = np.cumsum(rows["num_clocks"], dtype="<i8")
+    rows["first_clock"] = ends - rows["num_clocks"]
+    count = int(ends[-1]) if len(rows) else 0
+    clocks = np.empty(count, _CLOCK) if count <= MAX_TABLE_BYTES // _CLOCK.itemsize else None
+    if clocks is None:
+        raise ValueError(f"{count} lengths of clocks")
+    for name, column in zip(_CLOCK.names or (), _CLOCKS[1:], strict=True):
+        clocks[name] = _unpacked(columns[column], _CLOCK[name], count)
+    return clocks
+
+
+def _problems(rows: np.ndarray, sizes: np.ndarray, texts: tuple[str, ...], clocks: np.ndarray) -> Iterator[str]:
     """What no writer would have written; the digest finds accidents before this does."""
     slots = rows["slot"]
     if (np.diff(slots) <= 0).any():
@@ -400,6 +483,8 @@ def _problems(rows: np.ndarray, sizes: np.ndarray, texts: tuple[str, ...]) -> It
     yield from (f"{name} below {_LEAST.get(name, 0)}" for name in numbers if (rows[name] < _LEAST.get(name, 0)).any())
     if (sizes < 0).any():
         yield "a shard of negative size"
+    if (clocks["length"] < 0).any() or (clocks["name"] < 0).any() or (clocks["name"] >= len(texts)).any():
+        yield "a clock that cannot be"
     if (rows["status"] >= len(_STATUSES)).any() or (rows["result"] >= len(_RESULTS)).any():
         yield "an unknown status or result"
     if (np.maximum(rows["failure_kind"], rows["task"]) >= len(texts)).any():

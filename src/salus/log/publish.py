@@ -17,17 +17,16 @@ from ..codecs import decode_chunk, encode_chunk
 from ..errors import CorruptDataError
 from ..labels import horizon_labels
 from ..layout import (
-    INDEX_ROWS,
-    LENGTH,
     METADATA,
     ArraySpec,
     array_metadata,
     array_specs,
     index_metadata,
+    index_rows,
     metadata_bytes,
     root_metadata,
 )
-from ..schema import TIMESTAMP, Schema
+from ..schema import LENGTH, STEP, TIMESTAMP, Schema, length_name, stamps_name
 from ..shards import ShardReader, whole_shard
 from ..storage import Storage
 from .entries import Entry
@@ -67,25 +66,27 @@ def publish(storage: Storage, *, known: Snapshot | None = None, whole: bool = Fa
             "open": snapshot.open_slots,
             "amendments": len(snapshot.amendments),
         }
-        if mark is not None and root is not None and writer.longest(rows, mark["slots"]) > mark["steps"]:
+        longest = {clock: snapshot.longest(clock) for clock in (STEP, *schemas[-1].clocks)}
+        if mark is not None and root is not None and writer.outgrows(rows, mark):
             # A row that plain readers see already becomes an episode longer than all before: the room for it first.
-            root = _put_metadata(storage, schemas, mark["slots"], snapshot.longest, _published(root), root)
+            root = _put_metadata(storage, schemas, mark["slots"], longest, _published(root), root)
         writer.put_index(rows, whole=mark is None)
-        _put_metadata(storage, schemas, snapshot.num_slots, snapshot.longest, published, root)
+        _put_metadata(storage, schemas, snapshot.num_slots, longest, published, root)
     return snapshot
 
 
 def _mark(root: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the root says was published: slots, open slots, amendments, steps of the longest episode."""
+    """What the root says was published: slots, open slots, amendments, steps of the longest episode by clock."""
     if root is None:
         return None
     try:
         mark, arrays = _published(root), root["consolidated_metadata"]["metadata"]
+        clocks = (STEP, *root["attributes"]["salus"].get("clocks", {}))
         return {
             "slots": int(mark["slots"]),
             "open": set(mark["open"]),
             "amendments": int(mark["amendments"]),
-            "steps": int(arrays[TIMESTAMP]["shape"][1]),
+            "longest": {clock: int(arrays[stamps_name(clock)]["shape"][1]) for clock in clocks},
         }
     except (KeyError, TypeError, ValueError, IndexError):
         return None
@@ -114,20 +115,27 @@ class _RowWriter:
         self._storage = storage
         self._schemas = schemas
         self._snapshot = snapshot
-        self._rows: dict[int, tuple[int, str]] = {}
+        self._clocks = (STEP, *schemas[-1].clocks)
+        self._rows: dict[int, dict[str, Any]] = {}
 
-    def longest(self, rows: list[int], below: int) -> int:
-        """Steps of the longest episode among those rows that lie below a slot."""
-        return max((self._row(slot)[0] for slot in rows if slot < below), default=0)
+    def outgrows(self, rows: list[int], mark: dict[str, Any]) -> bool:
+        """Whether a row that plain readers see already is longer, on some clock, than what was published."""
+        return any(
+            self._row(slot)[length_name(clock)] > mark["longest"].get(clock, 0)
+            for slot in rows
+            if slot < mark["slots"]
+            for clock in self._clocks
+        )
 
     def put_index(self, rows: list[int], *, whole: bool) -> None:
         """A row exists for plain readers while it has a length: so that goes first, and comes last."""
         self._put_index(LENGTH, [slot for slot in rows if self._visible(slot) is None], whole=False)
         self._put_index(METADATA, rows, whole=whole)
-        self._put_index(LENGTH, rows, whole=whole)
+        for clock in reversed(self._clocks):  # that of the steps is the last
+            self._put_index(length_name(clock), rows, whole=whole)
 
     def _put_index(self, name: str, rows: list[int], *, whole: bool) -> None:
-        size = INDEX_ROWS[name]
+        size = index_rows(name)
         changed: dict[int, list[int]] = {}
         for slot in rows:
             changed.setdefault(slot // size, []).append(slot)
@@ -141,7 +149,7 @@ class _RowWriter:
                 values = [_empty(name)] * size
                 slots = list(range(chunk * size, (chunk + 1) * size))
             for slot in slots:
-                values[slot % size] = self._row(slot)[name == METADATA]
+                values[slot % size] = self._row(slot)[name]
             encoded = _encode_index(name, values)
             if encoded != body:
                 objects[key] = encoded
@@ -152,16 +160,18 @@ class _RowWriter:
         entry = self._snapshot.visible(slot)
         return entry if entry is not None and entry.schema_revision < len(self._schemas) else None
 
-    def _row(self, slot: int) -> tuple[int, str]:
-        """Length and metadata of a row; (0, "") where there is no episode, or its record holds no longer."""
+    def _row(self, slot: int) -> dict[str, Any]:
+        """The row by array: lengths and metadata; 0 and "" where no episode is, or its record holds no longer."""
         if slot not in self._rows:
-            entry, row = self._visible(slot), (0, "")
+            row: dict[str, Any] = {METADATA: "", **{length_name(clock): 0 for clock in self._clocks}}
+            entry = self._visible(slot)
             try:
                 record = None if entry is None else read_record(self._storage, slot)
             except CorruptDataError:
                 record = None  # a checkpoint knows it; readers of the episode are told what is wrong
             if entry is not None and record is not None:
-                row = (entry.num_steps, self._metadata_text(entry, record))
+                row = {length_name(clock): entry.length(clock) for clock in self._clocks}
+                row[METADATA] = self._metadata_text(entry, record)
             self._rows[slot] = row
         return self._rows[slot]
 
@@ -186,7 +196,7 @@ class _RowWriter:
         """The stored horizon labels, NaN where a label is not known."""
         for slot in rows:
             entry = self._visible(slot)
-            if entry is None or not self._row(slot)[0]:
+            if entry is None or not self._row(slot)[LENGTH]:
                 continue
             schema = self._schemas[entry.schema_revision]
             derived = [spec for spec in array_specs(schema).values() if spec.derived]
@@ -235,17 +245,18 @@ def _put_metadata(
     storage: Storage,
     schemas: list[Schema],
     slots: int,
-    steps: int,
+    longest: dict[str, int],
     published: dict[str, Any],
     root: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Write the metadata of all arrays, then the root, where they differ; returns the root."""
-    arrays = {name: array_metadata(spec, slots, steps) for name, spec in array_specs(schemas[-1]).items()}
-    for name in (METADATA, LENGTH):
+    schema = schemas[-1]
+    arrays = {name: array_metadata(spec, slots, longest[spec.clock]) for name, spec in array_specs(schema).items()}
+    for name in (METADATA, *(length_name(clock) for clock in schema.clocks), LENGTH):
         arrays[name] = index_metadata(name, slots)
     for name, document in arrays.items():  # episode_length is the last of them
         _put_json(storage, f"{name}/zarr.json", document)
-    document = root_metadata(schemas[-1], len(schemas) - 1, arrays)
+    document = root_metadata(schema, len(schemas) - 1, arrays)
     document["attributes"]["salus"]["published"] = published
     if document != root:
         _put_json(storage, _ROOT, document)
@@ -269,11 +280,11 @@ def _read_json(storage: Storage, key: str) -> dict[str, Any] | None:
 
 
 def _empty(name: str) -> Any:
-    return 0 if name == LENGTH else ""
+    return "" if name == METADATA else 0
 
 
 def _index_spec(name: str) -> ArraySpec:
-    return ArraySpec(name, "int32" if name == LENGTH else "string", (), INDEX_ROWS[name], INDEX_ROWS[name])
+    return ArraySpec(name, "string" if name == METADATA else "int32", (), index_rows(name), index_rows(name))
 
 
 def _encode_index(name: str, values: list[Any]) -> bytes:

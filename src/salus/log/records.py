@@ -11,6 +11,7 @@ from .. import documents
 from ..errors import CorruptDataError
 from ..labels import Outcome
 from ..layout import record_key
+from ..schema import STEP
 from ..shards import ShardInfo
 
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -27,12 +28,14 @@ class Record:
         uid: UUIDv7 text.
         status: `"committed"`, `"salvaged"` or `"aborted"`.
         num_steps: Length on the clock `step`; 0 when aborted.
+        clock_lengths: Length on each other clock of the revision; 0 where nothing came.
         schema_revision: The revision that it was recorded under.
         shards: One per array and segment.
         outcome: How it ended.
         metadata: JSON values by key, given by the user.
         timestamp_source: Where the stamps come from: `"caller"`, `"monotonic"` (the recorder's clock) or `"rate"`
             (made from the declared rate, for episodes that came as whole arrays without stamps).
+        clock_sources: The same of the other clocks on which something came.
         started_ns, ended_ns: Wall clock of the recording, nanoseconds since 1970. For people; nothing depends on them.
         reason: Why it was aborted.
         statistics: Of each feature (`salus.statistics`), as JSON that is checked when it is asked for; None where the
@@ -45,11 +48,13 @@ class Record:
     uid: str
     status: Status
     num_steps: int = 0
+    clock_lengths: dict[str, int] = field(default_factory=dict)
     schema_revision: int = 0
     shards: tuple[ShardInfo, ...] = ()
     outcome: Outcome = field(default_factory=Outcome)
     metadata: dict[str, Any] = field(default_factory=dict)
     timestamp_source: str = "monotonic"
+    clock_sources: dict[str, str] = field(default_factory=dict)
     started_ns: int = 0
     ended_ns: int = 0
     reason: str | None = None
@@ -64,7 +69,7 @@ class Record:
                 "slot": self.slot,
                 "uid": self.uid,
                 "status": self.status,
-                "lengths": {"step": self.num_steps},
+                "lengths": {STEP: self.num_steps, **self.clock_lengths},
                 "schema_revision": self.schema_revision,
                 "shards": [shard.to_json() for shard in self.shards],
                 "outcome": self.outcome.to_json(),
@@ -73,6 +78,7 @@ class Record:
                 "started_ns": self.started_ns,
                 "ended_ns": self.ended_ns,
                 "reason": self.reason,
+                **({"timestamp_sources": self.clock_sources} if self.clock_sources else {}),
                 **({} if self.statistics is None else {"statistics": self.statistics}),
                 **({"dropped_images": self.dropped_images} if self.dropped_images else {}),
             }
@@ -88,16 +94,19 @@ class Record:
         key = record_key(slot)
         document = documents.unseal(body, key=key)
         try:
+            lengths = dict(document["lengths"])
             record = cls(
                 slot=document["slot"],
                 uid=document["uid"],
                 status=document["status"],
-                num_steps=document["lengths"]["step"],
+                num_steps=lengths.pop(STEP),
+                clock_lengths=lengths,
                 schema_revision=document["schema_revision"],
                 shards=tuple(ShardInfo.from_json(shard) for shard in document["shards"]),
                 outcome=Outcome.from_json(document["outcome"]),
                 metadata=document["metadata"],
                 timestamp_source=document["timestamp_source"],
+                clock_sources=dict(document.get("timestamp_sources", {})),
                 started_ns=document["started_ns"],
                 ended_ns=document["ended_ns"],
                 reason=document["reason"],
@@ -118,8 +127,14 @@ class Record:
             yield f"it is of slot {self.slot}, expected slot {slot}"
         if not isinstance(self.uid, str) or not _UID.fullmatch(self.uid):
             yield f"uid {self.uid!r}"
-        if not isinstance(self.timestamp_source, str) or not self.timestamp_source:
-            yield f"timestamp_source {self.timestamp_source!r}"
+        for source in (self.timestamp_source, *self.clock_sources.values()):
+            if not isinstance(source, str) or not source:
+                yield f"timestamp_source {source!r}"
+        if not self.clock_sources.keys() <= self.clock_lengths.keys():
+            yield f"stamps of {sorted(self.clock_sources)}, but lengths of {sorted(self.clock_lengths)}"
+        for clock, length in self.clock_lengths.items():
+            if type(length) is not int or not 0 <= length < 2**31 or (length and self.status == "aborted"):
+                yield f"length {length!r} of {clock}"
         numbers = {"revision": self.schema_revision, "start": self.started_ns, "end": self.ended_ns}
         numbers |= {f"dropped images of {name}": count for name, count in self.dropped_images.items()}
         numbers |= {f"size of {shard.key}": shard.size for shard in self.shards}

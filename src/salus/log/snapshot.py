@@ -65,10 +65,9 @@ class Snapshot:
             return entry
         return None if overlay.deleted else entry.amended(overlay)
 
-    @cached_property
-    def longest(self) -> int:
-        """Steps of the longest episode, deleted ones included."""
-        return int(self.decided.numbers("num_steps").max(initial=0))
+    def longest(self, clock: str) -> int:
+        """Steps of the longest episode on a clock, deleted ones included."""
+        return int(self.decided.lengths(clock).max(initial=0))
 
     @cached_property
     def num_slots(self) -> int:

@@ -51,7 +51,7 @@ def _read_first_form(storage: Storage, document: dict[str, Any], key: str) -> Sn
     """A tag of before 0.1.0: lists instead of columns, without the sizes of shards, which the records have."""
     revisions, entries = Revisions(storage), []
     try:
-        names = [name for name in Entry._fields if name != "shard_sizes"]
+        names = [name for name in Entry._fields if name not in ("shard_sizes", "clock_lengths")]
         for values in zip(*(document["columns"][name] for name in names), strict=True):
             entry = Entry(**dict(zip(names, values, strict=True)), shard_sizes=())
             now = read_entry(storage, entry.slot, revisions)

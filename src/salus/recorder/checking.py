@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import InvalidInputError, did_you_mean
 from ..layout import array_specs
-from ..schema import TIMESTAMP, Feature, Image, Schema, Text, flatten
+from ..schema import STEP, TIMESTAMP, Feature, Image, Schema, Text, flatten, stamps_name
 
 Stored = dict[str, np.ndarray]
 
@@ -24,15 +24,26 @@ class StepChecker:
 
     Args:
         schema: The schema to record under.
-        bgr: Image features that arrive with red and blue exchanged.
+        bgr: Image features on the clock that arrive with red and blue exchanged.
+        clock: Only the features on this clock are looked at.
+
+    Attributes:
+        clock: Its name.
+        features: The recorded features on it, by name.
+        specs: The arrays on it, by name.
+        stamps: The array of its stamps.
 
     Raises:
         InvalidInputError: `bgr` names something that is no color image.
     """
 
-    def __init__(self, schema: Schema, bgr: Collection[str] = ()) -> None:
-        self.features = schema.recorded
-        self.specs = array_specs(schema)
+    def __init__(self, schema: Schema, bgr: Collection[str] = (), *, clock: str = STEP) -> None:
+        self.clock = clock
+        self.features = {name: feature for name, feature in schema.recorded.items() if feature.clock == clock}
+        self.specs = {name: spec for name, spec in array_specs(schema).items() if spec.clock == clock}
+        self.stamps = stamps_name(clock)
+        self._elsewhere = {name: feature.clock for name, feature in schema.recorded.items() if feature.clock != clock}
+        self._what = "append" if clock == STEP else f"push to {clock!r}"
         for name in bgr:
             feature = self.features.get(name)
             if not isinstance(feature, Image) or feature.color != "rgb":
@@ -95,13 +106,17 @@ class StepChecker:
             stored[f"{name}.valid"] = _VALID
         return stored
 
-    def episode(self, arrays: Mapping[str, Any]) -> tuple[Stored, int]:
-        """A whole episode: array name to (T, *stored_step_shape), views where possible; and T.
+    def steps(self, arrays: Mapping[str, Any], *, what: str = "") -> tuple[Stored, int]:
+        """Consecutive steps: array name to (T, *stored_step_shape), views where possible; and T.
+
+        Args:
+            arrays: A value per step for each feature.
+            what: What is being done, for the errors.
 
         Raises:
-            InvalidInputError: Every problem of the episode.
+            InvalidInputError: Every problem of the steps.
         """
-        return self._check(arrays, {}, whole=True)
+        return self._check(arrays, {}, whole=True, what=what)
 
     def batch(self, values: Mapping[str, Any], more: Mapping[str, Any], *, num_envs: int) -> Stored:
         """One step of each of N environments: array name to (N, *stored_step_shape), views where possible.
@@ -112,13 +127,18 @@ class StepChecker:
         try:
             stored, found = self._check(values, more, whole=True)
         except InvalidInputError as error:  # the rows of a batch are checked as the steps of an episode are
-            text = str(error).replace("record_episode", "append").replace("(T, …)", "(N, …)").replace("(T,)", "(N,)")
+            text = str(error).replace("(T, …)", "(N, …)").replace("(T,)", "(N,)")
             raise InvalidInputError(text) from None
         if found != num_envs:
             raise InvalidInputError(f"append: got {found} rows, expected one for each of {num_envs} environments")
         return stored
 
-    def _check(self, values: Mapping[str, Any], more: Mapping[str, Any], *, whole: bool) -> tuple[Stored, int]:
+    def _check(
+        self, values: Mapping[str, Any], more: Mapping[str, Any], *, whole: bool, what: str = ""
+    ) -> tuple[Stored, int]:
+        what = what or self._what
+        if not isinstance(values, Mapping):
+            raise InvalidInputError(f"{what}: got {type(values).__name__}, expected a mapping of features to values")
         problems: list[str] = []
         given = self._named(values, more, problems, whole)
         stored: Stored = {}
@@ -147,17 +167,14 @@ class StepChecker:
             if length != num_steps:
                 problems.append(f"{name!r}: got {length} steps, others have {num_steps}")
         if problems:
-            raise InvalidInputError.listing(problems, subject="record_episode" if whole else "append")
+            raise InvalidInputError.listing(problems, subject=what)
         if num_steps == 0:
-            raise InvalidInputError("record_episode: got arrays of 0 steps, expected at least 1")
+            raise InvalidInputError(f"{what}: got arrays of 0 steps, expected at least 1")
         return stored, num_steps
 
     def _named(
         self, values: Mapping[str, Any], more: Mapping[str, Any], problems: list[str], whole: bool
     ) -> dict[str, Any]:
-        if not isinstance(values, Mapping):
-            what = "record_episode" if whole else "append"
-            raise InvalidInputError(f"{what}: got {type(values).__name__}, expected a mapping of features to values")
         given: dict[str, Any] = {}
         for source in (flatten(values), flatten(more)):
             for name, value in source.items():
@@ -167,6 +184,9 @@ class StepChecker:
                     given[name] = value
                 elif name in self.specs:
                     problems.append(f"{name!r}: is computed, not recorded; leave it out")
+                elif name in self._elsewhere:
+                    clock = self._elsewhere[name]
+                    problems.append(f"{name!r}: runs on the clock {clock!r}, not on {self.clock!r}; push it there")
                 else:
                     hint = did_you_mean(name, self.features)
                     problems.append(f"{name!r}: not a feature of this dataset{hint}")
@@ -208,8 +228,56 @@ class StepChecker:
         stored[name] = spec.as_stored(array).astype(spec.numpy_dtype, copy=False)
 
 
-def check_stamps(stamps: Any, num_steps: int) -> np.ndarray:
-    """int64 (T,) stamps of a whole episode.
+def checkers(schema: Schema, bgr: Collection[str] = ()) -> dict[str, StepChecker]:
+    """One for each clock of a schema, by its name; `step` is the first. Raises as they do."""
+    clocks = [STEP, *schema.clocks]
+    mine = {name: schema.features[name].clock if name in schema.features else STEP for name in bgr}
+    return {clock: StepChecker(schema, [name for name in bgr if mine[name] == clock], clock=clock) for clock in clocks}
+
+
+class WholeClock(NamedTuple):
+    """All steps of one clock of an episode, checked: array name to (T, *stored_step_shape), the stamps among them."""
+
+    stored: Stored
+    num_steps: int
+    timestamp_source: str
+
+
+def whole_episode(
+    by_clock: Mapping[str, StepChecker], schema: Schema, arrays: Mapping[str, Any], timestamp_ns: Any
+) -> dict[str, WholeClock]:
+    """A whole episode by clock; a clock on which nothing was given is left out.
+
+    Raises:
+        InvalidInputError: Every problem of the arrays of a clock, or of the stamps.
+    """
+    what = "record_episode"
+    if not isinstance(arrays, Mapping):
+        raise InvalidInputError(f"{what}: got {type(arrays).__name__}, expected a mapping of features to values")
+    stamps = timestamp_ns if isinstance(timestamp_ns, Mapping) else {STEP: timestamp_ns}
+    if unknown := [clock for clock in stamps if clock not in by_clock]:
+        raise InvalidInputError(f"{what}: timestamp_ns: got a clock {unknown[0]!r}, expected {', '.join(by_clock)}")
+    given: dict[str, dict[str, Any]] = {clock: {} for clock in by_clock}
+    for name, values in flatten(arrays).items():
+        feature = schema.features.get(name) or schema.features.get(name.removesuffix(".valid"))
+        given[feature.clock if feature is not None else STEP][name] = values
+    found = {}
+    for clock, some in given.items():
+        if not some and clock != STEP:
+            continue
+        stored, num_steps = by_clock[clock].steps(some, what=what)
+        mine = stamps.get(clock)
+        if mine is None:
+            made = np.round(np.arange(num_steps) * (1e9 / schema.rate_of(clock))).astype(np.int64)
+        else:
+            made = check_stamps(mine, num_steps)
+        source = "rate" if mine is None else "caller"
+        found[clock] = WholeClock({**stored, stamps_name(clock): made}, num_steps, source)
+    return found
+
+
+def check_stamps(stamps: Any, num_steps: int, previous: int | None = None) -> np.ndarray:
+    """int64 (T,) stamps of consecutive steps, after the previous one.
 
     Raises:
         InvalidInputError: Not whole numbers, not one per step, or not increasing.
@@ -222,6 +290,8 @@ def check_stamps(stamps: Any, num_steps: int) -> np.ndarray:
     if array.dtype == np.uint64 and (array >= 2**63).any():
         raise InvalidInputError(f"{TIMESTAMP}: got {array.max()}, expected numbers that int64 holds")
     array = array.astype(np.int64)
+    if previous is not None and num_steps:
+        check_stamp(int(array[0]), previous)
     backwards = np.flatnonzero(np.diff(array) <= 0)
     if len(backwards):
         step = int(backwards[0]) + 1

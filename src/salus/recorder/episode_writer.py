@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -14,17 +15,20 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
-from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, RecordingError
+import numpy as np
+
+from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, RecordingError, did_you_mean
 from ..labels import Outcome, Result
 from ..log.entries import Entry
 from ..log.records import Record
 from ..metadata import check_metadata
-from ..schema import Schema
+from ..schema import STEP, Schema
 from ..statistics import EpisodeStatistics
 from .background import Background
 from .checking import StepChecker, Stored
 from .files import EpisodeFiles, as_recording_error
 from .interrupts import INTERRUPTS, OnInterrupt
+from .polling import Poller, Pollers
 from .pool import BufferPool
 from .stream import Stream, WhenFull
 
@@ -42,7 +46,8 @@ class EpisodeWriter:
         uid: The episode's name from now on.
         slot: Its row on axis 0 of every array.
 
-    Thread-safety: one thread at a time appends to one episode; different episodes may use different threads.
+    Thread-safety: safe. Each clock has a lock of its own: a thread that pushes joints does not wait for one that
+    appends images. The steps of one clock are in the order in which they came.
     """
 
     def __init__(
@@ -53,10 +58,10 @@ class EpisodeWriter:
         schema: Schema,
         revision: int,
         metadata: dict[str, Any],
-        checker: StepChecker,
+        checkers: Mapping[str, StepChecker],
         background: Background,
         files: EpisodeFiles,
-        pool: BufferPool,
+        pools: Mapping[str, BufferPool],
         when_full: WhenFull,
         on_end: Callable[[EpisodeWriter], None],
         on_interrupt: OnInterrupt,
@@ -80,24 +85,33 @@ class EpisodeWriter:
         offset_ns = self._started_ns - time.monotonic_ns()
         self._pid = os.getpid()
         self._statistics = EpisodeStatistics(schema)  # the writing thread's
-        self._stream = Stream(
-            uid=uid,
-            checker=checker,
-            segment_steps=schema.segment_steps,
-            background=background,
-            pool=pool,
-            when_full=when_full,
-            files=files,
-            statistics=self._statistics,
-            submit=self._submit,
-            now_ns=lambda: time.monotonic_ns() + offset_ns,
-        )
-        self._streams = [self._stream]
+        self._streams = {
+            clock: Stream(
+                uid=uid,
+                checker=checker,
+                background=background,
+                pool=pools[clock],
+                when_full=when_full,
+                files=files,
+                statistics=self._statistics,
+                submit=self._submit,
+                now_ns=lambda: time.monotonic_ns() + offset_ns,
+            )
+            for clock, checker in checkers.items()
+        }
+        self._stream = self._streams[STEP]
+        self._pollers = Pollers()
+        self._ends = 0
 
     @property
     def num_steps(self) -> int:
         """Steps appended so far."""
         return self._stream.num_steps
+
+    @property
+    def clock_lengths(self) -> dict[str, int]:
+        """Steps pushed so far on each clock but `step`."""
+        return {clock: stream.num_steps for clock, stream in self._streams.items() if clock != STEP}
 
     @property
     def state(self) -> State:
@@ -132,12 +146,95 @@ class EpisodeWriter:
         self._check_process("append")
         with self._stream.lock:
             self._check_recording("append")
+            self._check_polled("append")
             self._stream.append(step if step is not None else {}, more, timestamp_ns)
 
-    def add_whole(self, stored: Stored, num_steps: int, *, timestamp_source: str) -> None:
-        """Add all steps at once, checked already. Used by `Recorder.record_episode`."""
-        with self._stream.lock:
-            self._stream.add_whole(stored, num_steps, timestamp_source=timestamp_source)
+    def push(self, clock: str, values: Any, *, timestamp_ns: Any = None) -> None:
+        """Add one step, or several, to a stream on a clock of its own: `episode.push("joints", q, timestamp_ns=t)`.
+
+        Call it from any thread, such as the callback of a driver. The stamps of all clocks have to be on one time base,
+        as windows are found by time; without stamps, all are on the recorder's own.
+
+        Args:
+            clock: A clock of the schema, `Schema(clocks={"joints": 1000})`; `"step"` is the one of `append`.
+            values: Feature name to value, for every feature on that clock; or the value itself, where there is one
+                feature.
+            timestamp_ns: When it was taken, integer nanoseconds, as for `append`. Several, int64 (n,): `values` are n
+                steps then, (n, *shape of a step).
+
+        Raises:
+            InvalidInputError: No such clock, or a problem of the values, as for `append`. Nothing of them is kept.
+            QueueFullError: As `append`. Nothing of them is kept.
+            RecordingError: As `append`.
+        """
+        self._check_process("push")
+        self._push(clock, values, timestamp_ns, polled=False)
+
+    def _push(self, clock: str, values: Any, timestamp_ns: Any, *, polled: bool) -> None:
+        stream = self._streams.get(clock)
+        if stream is None:
+            raise InvalidInputError(self._no_clock(clock))
+        with stream.lock:
+            self._check_recording("push")
+            if not polled:
+                self._check_polled("push")
+            if not isinstance(values, Mapping):
+                values = stream.named(values)
+            if timestamp_ns is not None and np.ndim(timestamp_ns) == 1:
+                stream.extend(values, timestamp_ns)
+            else:
+                stream.append(values, {}, timestamp_ns)
+
+    def _no_clock(self, clock: str) -> str:
+        known = ", ".join(map(repr, self._streams))
+        feature = self._schema.features.get(clock) if isinstance(clock, str) else None
+        hint = did_you_mean(str(clock), self._streams) if feature is None else ""
+        is_feature = "" if feature is None else f", which is a feature on the clock {feature.clock!r}"
+        return f"push: got {clock!r}{is_feature}, expected a clock of the schema: {known}{hint}"
+
+    def poll(self, clock: str, read: Callable[[], Any], *, rate_hz: float | None = None) -> None:
+        """Give a stream a thread of its own, which calls `read()` and pushes what it returns until the episode ends.
+
+        Args:
+            clock: As for `push`.
+            read: Returns the values, as for `push`; or `(values, timestamp_ns)`; or None: the stream has ended. Without
+                a stamp, the recorder's own clock says when it returned. It may block, as a driver does that waits for
+                the next message; the end of the episode waits at most a second for it, and drops what it returns then.
+            rate_hz: How often `read` is called; None: again as soon as it has returned.
+
+        Raises:
+            InvalidInputError: No such clock, or rate.
+            RecordingError: The episode has ended.
+
+        What `read` raises, or a value that does not fit, ends the stream, not the episode: the next `append` or `push`
+        raises it as a `RecordingError`, once, and can be repeated; `commit` keeps the episode, and warns of it where
+        nobody was told.
+        """
+        self._check_process("poll")
+        if clock not in self._streams:
+            raise InvalidInputError(self._no_clock(clock).replace("push", "poll", 1))
+        if rate_hz is not None and not (isinstance(rate_hz, int | float) and 0 < rate_hz <= 1e6):
+            raise InvalidInputError(f"poll: rate_hz: got {rate_hz!r}, expected a number above 0, or None")
+        with self._lock:
+            self._check_recording("poll")
+            push = functools.partial(self._push, clock, polled=True)
+            self._pollers.add(Poller(clock, read, push, rate_hz=rate_hz))
+
+    def _check_polled(self, what: str) -> None:
+        """Raise what ended a stream that is polled, once."""
+        ended = self._pollers.ended()
+        if ended is not None:
+            name, error = ended
+            raise RecordingError(
+                f"{what}: the stream {name!r} has ended: {error!r}; nothing was kept of this call, and the episode "
+                f"goes on; poll({name!r}, …) again, or end the episode; {self.uid}"
+            ) from error
+
+    def add_whole(self, clock: str, stored: Stored, num_steps: int, *, timestamp_source: str) -> None:
+        """Add all steps of a clock at once, checked already. Used by `Recorder.record_episode`."""
+        stream = self._streams[clock]
+        with stream.lock:
+            stream.add_whole(stored, num_steps, timestamp_source=timestamp_source)
 
     def _submit(self, job: Callable[[], None], cost: int = 0, num_steps: int = 0) -> None:
         def guarded() -> None:
@@ -212,8 +309,8 @@ class EpisodeWriter:
             RecordingError: Writing failed; the episode is not committed.
 
         Warns:
-            RuntimeWarning: Images were dropped (`when_full="drop"`). The episode is committed, and says how many:
-                `Episode.dropped_images`.
+            RuntimeWarning: Images were dropped (`when_full="drop"`), and `Episode.dropped_images` says how many; or a
+                stream that was polled had ended. The episode is committed.
         """
         self._check_process("commit")
         with self._no_steps():
@@ -229,9 +326,17 @@ class EpisodeWriter:
                 self.discard(reason="no step was appended")
                 raise InvalidInputError(f"commit: no step was appended, so episode {self.uid} was aborted")
             entry = self._end("committed")
-        dropped = self._stream.dropped_images
+        while (ended := self._pollers.ended()) is not None:
+            warnings.warn(
+                f"salus: the stream {ended[0]!r} had ended before the episode did: {ended[1]!r}; episode {self.uid}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        dropped = self._dropped_images
         if dropped:
-            counts = ", ".join(f"{name!r} {count} of {self.num_steps}" for name, count in dropped.items())
+            lengths = {STEP: self.num_steps, **self.clock_lengths}
+            clocks = {name: self._schema.features[name].clock for name in dropped}
+            counts = ", ".join(f"{name!r} {count} of {lengths[clocks[name]]}" for name, count in dropped.items())
             warnings.warn(
                 f"salus: images were dropped because the queue was full: {counts}; they are marked as missing; more "
                 f"queue_bytes, threads or a faster disk keep them; episode {self.uid}",
@@ -267,6 +372,7 @@ class EpisodeWriter:
             self._end("discarded", reason=reason)
 
     def _end(self, state: State, *, reason: str | None = None) -> Entry:
+        self._pollers.stop()
         if self._decision is None:
             try:
                 self._decision = self._background.start(self._deciding(state, reason))
@@ -295,6 +401,7 @@ class EpisodeWriter:
 
     def _give_up(self) -> None:
         """Writing failed: hold no files and no lock any more. `discard` may still mark the episode as aborted."""
+        self._pollers.stop()
         self._state = "failed"
         try:
             self._background.start(self._files.close).result()  # in its turn: a job may still write to them
@@ -305,20 +412,23 @@ class EpisodeWriter:
     def _deciding(self, state: State, reason: str | None) -> Callable[[], Entry]:
         """The job that ends the episode, on the writing thread."""
         kept = state != "discarded"
-        finish = self._stream.finishing()
+        others = {clock: stream for clock, stream in self._streams.items() if clock != STEP}
+        finish = [stream.finishing() for stream in self._streams.values()]
         record = Record(
             slot=self.slot,
             uid=self.uid,
             status="aborted" if state == "discarded" else "salvaged" if state == "salvaged" else "committed",
             num_steps=self.num_steps if kept else 0,
+            clock_lengths=self.clock_lengths if kept else {},
             schema_revision=self._revision,
             outcome=self._outcome if kept else Outcome(),
             metadata=self._metadata,
             timestamp_source=self._stream.timestamp_source or "monotonic",
+            clock_sources={c: s.timestamp_source for c, s in others.items() if s.timestamp_source} if kept else {},
             started_ns=self._started_ns,
             ended_ns=time.time_ns(),
             reason=reason,
-            dropped_images=dict(self._stream.dropped_images) if kept else {},
+            dropped_images=self._dropped_images if kept else {},
         )
 
         def decide() -> Entry:
@@ -326,23 +436,35 @@ class EpisodeWriter:
                 return self._files.abort(record)
             if self._error is not None:
                 raise self._error
-            finish()
+            for finish_clock in finish:
+                finish_clock()
             return self._files.commit(replace(record, statistics=self._statistics.to_json()))
 
         return decide
 
     @property
+    def _dropped_images(self) -> dict[str, int]:
+        return {name: count for stream in self._streams.values() for name, count in stream.dropped_images.items()}
+
+    @property
     def _problem(self) -> RecordingError | None:
         """Why the episode cannot go on."""
-        return self._error or next((stream.problem for stream in self._streams if stream.problem), None)
+        return self._error or next((stream.problem for stream in self._streams.values() if stream.problem), None)
 
     @contextmanager
     def _no_steps(self) -> Iterator[None]:
         """Nobody adds a step, to no stream, and nobody else ends the episode."""
         with ExitStack() as stack:
-            for lock in (self._lock, *(stream.lock for stream in self._streams)):
+            for lock in (self._lock, *(stream.lock for stream in self._streams.values())):
                 stack.enter_context(lock)
-            yield
+            self._ends += 1
+            try:
+                yield
+            finally:
+                self._ends -= 1
+                outermost = self._ends == 0
+        if outermost and self._state != "recording":
+            self._pollers.join()  # not before: a poller may wait for a lock
 
     def _check_process(self, what: str) -> None:
         if os.getpid() != self._pid:  # looked at before any lock: a forked child may have inherited it locked
@@ -430,6 +552,7 @@ class EpisodeWriter:
             sys.stderr.write(f"salus: {what}: episode {self.uid} of {self.num_steps} steps {then}\n")
 
     def _leave(self) -> None:
+        self._pollers.stop()
         self._state = "failed"
         try:
             self._background.start(self._files.leave).result()  # in its turn: what is queued before is written first

@@ -20,6 +20,7 @@ from ..errors import AlreadyExistsError, EpisodeFencedError, RecordingError, Sal
 from ..layout import ArraySpec, journal_folder, record_key
 from ..log.entries import Entry
 from ..log.records import Record
+from ..schema import STEP
 from ..shards import ShardInfo, ShardWriter
 from ..storage import LocalStorage
 from .journal import JournalWriter
@@ -39,6 +40,36 @@ class Pending:
     rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
+@dataclass
+class _Clock:
+    """What of the arrays on one clock is being written.
+
+    Attributes:
+        name: Of the clock.
+        segment_steps: Steps per segment.
+        segment: The segment that grows.
+        pending: What of it is not in the journal.
+        timestamp_source: Where the stamps come from; the journal tells a recoverer.
+        dropped_images: Images that were dropped so far, by feature; the journal tells a recoverer.
+    """
+
+    name: str
+    segment_steps: int
+    segment: int = 0
+    pending: Pending = field(default_factory=Pending)
+    timestamp_source: str = "monotonic"
+    dropped_images: Mapping[str, int] = field(default_factory=dict)
+
+    def frame(self, kind: str) -> dict[str, Any]:
+        """What every frame of the journal about this clock says."""
+        return {
+            "type": kind,
+            **({} if self.name == STEP else {"clock": self.name}),
+            "timestamp_source": self.timestamp_source,
+            **({"dropped_images": dict(self.dropped_images)} if self.dropped_images else {}),
+        }
+
+
 class EpisodeFiles:
     """One episode on disk, from its claimed slot to its record.
 
@@ -47,22 +78,16 @@ class EpisodeFiles:
         specs: The arrays to write, without derived ones.
         slot: The claimed slot.
         start: The journal's first frame.
-
-    Attributes:
-        timestamp_source: Where the stamps come from, once there are any; the journal tells a recoverer.
     """
 
     def __init__(self, storage: LocalStorage, specs: Mapping[str, ArraySpec], slot: int, start: dict[str, Any]) -> None:
         self.slot = slot
         self._storage = storage
         self._specs = specs
-        self.timestamp_source = "monotonic"
-        self._segment_steps = next(iter(specs.values())).segment_steps
+        self._clocks = {spec.clock: _Clock(spec.clock, spec.segment_steps) for spec in specs.values()}
         self._folder = storage.path(journal_folder(slot))
         self._shards: dict[str, ShardWriter] = {}
         self._finished: list[ShardInfo] = []
-        self._segment = 0
-        self._pending = Pending()
         self._flushed = time.monotonic()
         self._new_files = True
         self._folder.mkdir(parents=True)
@@ -75,50 +100,57 @@ class EpisodeFiles:
             self._remove()
             raise
 
-    def write_steps(self, first: int, rows: Mapping[str, np.ndarray], images: Mapping[str, list[bytes]]) -> None:
-        """Write consecutive steps of one segment.
+    def write_steps(
+        self,
+        clock: str,
+        first: int,
+        rows: Mapping[str, np.ndarray],
+        images: Mapping[str, list[bytes]],
+        *,
+        timestamp_source: str,
+        dropped_images: Mapping[str, int],
+    ) -> None:
+        """Write consecutive steps of one segment of a clock.
 
         Args:
+            clock: Its name.
             first: Number of the first of them in the episode.
             rows: Arrays with many steps per chunk: (n, *stored_step_shape).
             images: Arrays with one step per chunk: n encoded chunks.
+            timestamp_source: Where the stamps come from.
+            dropped_images: Images that were dropped up to these steps, by feature.
         """
-        count = len(next(iter(rows.values())))
-        if self._pending.count == 0:
-            self._pending.first = first
-        self._pending.count += count
+        state = self._clocks[clock]
+        state.timestamp_source, state.dropped_images = timestamp_source, dropped_images
+        pending = state.pending
+        if pending.count == 0:
+            pending.first = first
+        pending.count += len(next(iter(rows.values())))
         for name, values in rows.items():
-            self._pending.rows.setdefault(name, []).append(values)
+            pending.rows.setdefault(name, []).append(values)
         for name, encoded in images.items():
             shard = self._shard(name)
-            places = self._pending.chunks.setdefault(name, [])
+            places = pending.chunks.setdefault(name, [])
             for offset, chunk in enumerate(encoded):
-                places.append(shard.add((first + offset) % self._segment_steps, chunk))
+                places.append(shard.add((first + offset) % state.segment_steps, chunk))
         self.flush_if_due()
 
     def flush_if_due(self) -> None:
         """Make what was written durable; asked twice per interval, so that no step waits longer than it."""
-        if self._pending.count and time.monotonic() - self._flushed >= FLUSH_INTERVAL_S / 2:
+        if time.monotonic() - self._flushed >= FLUSH_INTERVAL_S / 2 and self._has_pending:
             self._flush()
+
+    @property
+    def _has_pending(self) -> bool:
+        return any(clock.pending.count for clock in self._clocks.values())
 
     def _flush(self) -> None:
         # Data before the journal that points to it.
         for shard in self._shards.values():
             shard.sync()
-        pending, self._pending = self._pending, Pending()
-        rows = {name: np.concatenate(parts) for name, parts in pending.rows.items()}
-        texts = {name: values.tolist() for name, values in rows.items() if self._specs[name].is_text}
-        arrays = {name: values.tobytes() for name, values in rows.items() if name not in texts}
-        frame = {
-            "type": "steps",
-            "first": pending.first,
-            "count": pending.count,
-            "chunks": {name: [list(place) for place in places] for name, places in pending.chunks.items()},
-            "arrays": {name: len(body) for name, body in arrays.items()},
-            "texts": texts,
-            "timestamp_source": self.timestamp_source,
-        }
-        self._add_frame(frame, b"".join(arrays[name] for name in sorted(arrays)))
+        for clock in self._clocks.values():
+            if clock.pending.count:
+                self._add_steps(clock)
         if self._journal is not None:
             self._journal.sync()
         if self._new_files:
@@ -128,14 +160,30 @@ class EpisodeFiles:
             self._new_files = False
         self._flushed = time.monotonic()
 
+    def _add_steps(self, clock: _Clock) -> None:
+        pending, clock.pending = clock.pending, Pending()
+        rows = {name: np.concatenate(parts) for name, parts in pending.rows.items()}
+        texts = {name: values.tolist() for name, values in rows.items() if self._specs[name].is_text}
+        arrays = {name: values.tobytes() for name, values in rows.items() if name not in texts}
+        frame = {
+            **clock.frame("steps"),
+            "first": pending.first,
+            "count": pending.count,
+            "chunks": {name: [list(place) for place in places] for name, places in pending.chunks.items()},
+            "arrays": {name: len(body) for name, body in arrays.items()},
+            "texts": texts,
+        }
+        self._add_frame(frame, b"".join(arrays[name] for name in sorted(arrays)))
+
     def _add_frame(self, document: dict[str, Any], rows: bytes = b"") -> None:
         if self._journal is not None:
             self._journal.add(document, rows)
 
-    def finish_segment(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Complete all shards of the current segment and put them in place.
+    def finish_segment(self, clock: str, rows: Mapping[str, np.ndarray]) -> None:
+        """Complete all shards of the current segment of a clock and put them in place.
 
         Args:
+            clock: Its name.
             rows: Arrays with many steps per chunk: all steps of the segment, (n, *stored_step_shape).
 
         Raises:
@@ -145,27 +193,27 @@ class EpisodeFiles:
             spec, shard = self._specs[name], self._shard(name)
             for chunk, start in enumerate(range(0, len(values), spec.chunk_steps)):
                 shard.add(chunk, encode_chunk(spec, values[start : start + spec.chunk_steps]))
-        infos = []
-        for shard in self._shards.values():
+        infos, state = [], self._clocks[clock]
+        for name in [name for name in self._shards if self._specs[name].clock == clock]:
+            shard = self._shards[name]
             infos.append(shard.finish())
             try:
                 self._storage.put_new_file(shard.key, shard.path)
             except AlreadyExistsError as error:
                 raise EpisodeFencedError(f"slot {self.slot}: another process wrote its shards: {error}") from error
             shard.path.unlink(missing_ok=True)
-        self._shards = {}
+            del self._shards[name]
         self._finished += infos
         # The shards hold these steps now, so the journal needs no copy of them.
-        self._pending = Pending()
+        state.pending = Pending()
         frame = {
-            "type": "segment",
-            "segment": self._segment,
+            **state.frame("segment"),
+            "segment": state.segment,
             "count": len(next(iter(rows.values()))),
             "shards": [info.to_json() for info in infos],
-            "timestamp_source": self.timestamp_source,
         }
         self._add_frame(frame)
-        self._segment += 1
+        state.segment += 1
 
     def commit(self, record: Record) -> Entry:
         """Write the record, which is the commit, and clean up.
@@ -195,7 +243,7 @@ class EpisodeFiles:
 
     def leave(self) -> None:
         """Make what was written durable, and give up the lock: `salus.recover` may bring the episode back."""
-        if self._pending.count:
+        if self._has_pending:
             self._flush()
         self.close()
 
@@ -210,8 +258,9 @@ class EpisodeFiles:
         shard = self._shards.get(name)
         if shard is None:
             spec = self._specs[name]
-            path = self._folder / f"{name}.{self._segment}.shard"
-            shard = ShardWriter(path, spec.shard_key(self.slot, self._segment), spec.chunks_per_shard)
+            segment = self._clocks[spec.clock].segment
+            path = self._folder / f"{name}.{segment}.shard"
+            shard = ShardWriter(path, spec.shard_key(self.slot, segment), spec.chunks_per_shard)
             self._shards[name] = shard
             self._new_files = True
         return shard

@@ -15,23 +15,21 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, get_args
 
-import numpy as np
-
 from ..codecs import check_codecs
 from ..dataset import Dataset
 from ..errors import InvalidInputError, RecordingError, SalusError
 from ..labels import Outcome, Result
-from ..layout import record_key
+from ..layout import ArraySpec, record_key
 from ..log.claims import claim_slot
 from ..log.entries import Entry
 from ..log.publish import publish
 from ..log.records import Record
 from ..log.snapshot import Snapshot, checkpoint_due, write_checkpoint
 from ..metadata import check_metadata
-from ..schema import TIMESTAMP, Schema
+from ..schema import STEP, Schema
 from ..storage import LocalStorage
 from .background import Background, QueueStatus
-from .checking import StepChecker, check_stamps
+from .checking import StepChecker, checkers, whole_episode
 from .episode_writer import EpisodeWriter
 from .files import EpisodeFiles
 from .interrupts import INTERRUPTS, OnInterrupt, watch
@@ -94,12 +92,13 @@ class Recorder:
         self._schema = dataset.schema
         self._revision = dataset.schema_revision
         self._storage = _local(dataset)
-        self._checker = StepChecker(self._schema, bgr)
-        check_codecs(self._checker.specs.values())
-        _check_when_full(when_full, self._checker)
+        self._checkers = checkers(self._schema, bgr)
+        self._specs = {name: spec for checker in self._checkers.values() for name, spec in checker.specs.items()}
+        check_codecs(self._specs.values())
+        _check_when_full(when_full, self._schema, self._specs)
         self._when_full = when_full
         self._queue_bytes = queue_bytes
-        self._pool: BufferPool | None = None
+        self._pools: dict[str, BufferPool] | None = None
         self._open: dict[str, EpisodeWriter] = {}
         self._vectors: list[VectorRecorder] = []
         self._threads = threads
@@ -147,17 +146,20 @@ class Recorder:
         self._check_open("start")
         merged = _merged(metadata, more)
         with self._lock:
-            if self._pool is None:
-                self._pool = self._make_pool()
-        return self._start(merged, self._pool)
+            if self._pools is None:
+                self._pools = {clock: self._make_pool(checker) for clock, checker in self._checkers.items()}
+        return self._start(merged, self._pools)
 
-    def _make_pool(self) -> BufferPool:
+    def _make_pool(self, checker: StepChecker) -> BufferPool:
         """Buffers for a second of steps, or what the queue takes of it: the robot's loop meets no new memory."""
-        specs = {n: spec for n, spec in self._checker.specs.items() if spec.chunk_steps == 1 and not spec.derived}
-        step_bytes = max(sum(spec.chunk_bytes for spec in specs.values()), 1)
-        return BufferPool(specs, prepared=min(math.ceil(self._schema.rate_hz), self._queue_bytes // step_bytes) + 1)
+        specs = {name: spec for name, spec in checker.specs.items() if spec.chunk_steps == 1 and not spec.derived}
+        step_bytes, rate_hz = (
+            max(sum(spec.chunk_bytes for spec in specs.values()), 1),
+            self._schema.rate_of(checker.clock),
+        )
+        return BufferPool(specs, prepared=min(math.ceil(rate_hz), self._queue_bytes // step_bytes) + 1)
 
-    def _start(self, metadata: dict[str, Any], pool: BufferPool) -> EpisodeWriter:
+    def _start(self, metadata: dict[str, Any], pools: Mapping[str, BufferPool]) -> EpisodeWriter:
         uid = new_uid()
         with self._lock:
             slot = claim_slot(self._storage, uid, hint=self._next_slot)
@@ -168,7 +170,7 @@ class Recorder:
             "metadata": metadata,
             "started_ns": time.time_ns(),
         }
-        specs = {name: spec for name, spec in self._checker.specs.items() if not spec.derived}
+        specs = {name: spec for name, spec in self._specs.items() if not spec.derived}
         try:
             files = EpisodeFiles(self._storage, specs, slot, start)
         except OSError as error:
@@ -181,10 +183,10 @@ class Recorder:
             schema=self._schema,
             revision=self._revision,
             metadata=metadata,
-            checker=self._checker,
+            checkers=self._checkers,
             background=self._background,
             files=files,
-            pool=pool,
+            pools=pools,
             when_full=self._when_full,
             on_end=self._ended,
             on_interrupt=self._on_interrupt,
@@ -205,11 +207,12 @@ class Recorder:
         """Record a whole episode that is there as arrays. Durable on return.
 
         Args:
-            arrays: Feature name to array (T, *shape of a step); of a nullable feature also `<name>.valid`, bool (T,).
+            arrays: Feature name to array (T, *shape of a step), T steps of its clock; of a nullable feature also
+                `<name>.valid`, bool (T,).
             metadata: JSON values by key.
             outcome: How it ended; give `Outcome("failure", kind, step)`, as without a step no label is known.
-            timestamp_ns: int64 (T,), increasing. Without it the stamps are made from the declared rate, and the
-                episode says so (`timestamp_source == "rate"`).
+            timestamp_ns: int64 (T,), increasing; or these by clock, where there are more. Without it the stamps are
+                made from the declared rates, and the episode says so (`timestamp_source == "rate"`).
             **more: Further metadata, by keyword.
 
         Returns:
@@ -221,17 +224,12 @@ class Recorder:
         """
         self._check_open("record_episode")
         checked = _merged(metadata, more)
-        stored, num_steps = self._checker.episode(arrays)
-        if timestamp_ns is None:
-            stamps = np.round(np.arange(num_steps) * (1e9 / self._schema.rate_hz)).astype(np.int64)
-        else:
-            stamps = check_stamps(timestamp_ns, num_steps)
+        parts = whole_episode(self._checkers, self._schema, arrays, timestamp_ns)
         ending = Outcome.of(outcome)
-        ending.check(num_steps=num_steps, kinds=self._schema.failure_kinds)
-        episode = self._start(checked, BufferPool({}, prepared=0))
-        episode.add_whole(
-            {**stored, TIMESTAMP: stamps}, num_steps, timestamp_source="rate" if timestamp_ns is None else "caller"
-        )
+        ending.check(num_steps=parts[STEP].num_steps, kinds=self._schema.failure_kinds)
+        episode = self._start(checked, dict.fromkeys(self._checkers, BufferPool({}, prepared=0)))
+        for clock, part in parts.items():
+            episode.add_whole(clock, part.stored, part.num_steps, timestamp_source=part.timestamp_source)
         return episode.commit_or_discard(ending)
 
     def vector(self, num_envs: int) -> VectorRecorder:
@@ -245,12 +243,18 @@ class Recorder:
             RecordingError: The recorder is closed.
         """
         self._check_open("vector")
+        if self._schema.clocks:
+            clocks = ", ".join(map(repr, self._schema.clocks))
+            raise InvalidInputError(
+                f"vector: the schema has the clocks {clocks}, expected features on 'step' alone: a batch has one step "
+                "of each environment; record such episodes with recorder.start()"
+            )
         vector = VectorRecorder(
             num_envs=num_envs,
             storage=self._storage,
             schema=self._schema,
             revision=self._revision,
-            checker=self._checker,
+            checker=self._checkers[STEP],
             threads=self._threads,
             on_commit=self._publisher.notify,
             check_open=self._check_open,
@@ -422,12 +426,12 @@ def _local(dataset: Dataset) -> LocalStorage:
     return storage
 
 
-def _check_when_full(when_full: str, checker: StepChecker) -> None:
+def _check_when_full(when_full: str, schema: Schema, specs: Mapping[str, ArraySpec]) -> None:
     if when_full not in get_args(WhenFull):
         expected = ", ".join(map(repr, get_args(WhenFull)))
         raise InvalidInputError(f"when_full: got {when_full!r}, expected one of {expected}")
-    large = [name for name in checker.features if checker.specs[name].chunk_steps == 1]
-    needed = [name for name in large if not checker.features[name].nullable]
+    large = [name for name in schema.recorded if specs[name].chunk_steps == 1]
+    needed = [name for name in large if not schema.features[name].nullable]
     if when_full == "drop" and needed:
         raise InvalidInputError(
             f"when_full: got 'drop', but {', '.join(map(repr, needed))} must be there at every step, expected nullable "

@@ -17,7 +17,7 @@ from ..layout import ArraySpec
 from ..schema import TIMESTAMP
 from ..statistics import EpisodeStatistics
 from .background import Background, Encoding
-from .checking import StepChecker, Stored, check_stamp
+from .checking import StepChecker, Stored, check_stamp, check_stamps
 from .files import EpisodeFiles
 from .pool import BufferPool
 
@@ -44,7 +44,6 @@ class Stream:
     Args:
         uid: Of the episode.
         checker: Of the features on the clock.
-        segment_steps: Steps per segment.
         background: The recorder's threads.
         pool: Memory for images.
         when_full: What becomes of a step for which there is no room.
@@ -68,7 +67,6 @@ class Stream:
         *,
         uid: str,
         checker: StepChecker,
-        segment_steps: int,
         background: Background,
         pool: BufferPool,
         when_full: WhenFull,
@@ -84,7 +82,9 @@ class Stream:
         self.problem: RecordingError | None = None
         self._uid = uid
         self._checker = checker
-        self._segment_steps = segment_steps
+        self._clock = checker.clock
+        self._stamps = checker.stamps
+        self._segment_steps = next(iter(checker.specs.values())).segment_steps
         self._background = background
         self._pool = pool
         self._when_full = when_full
@@ -105,14 +105,43 @@ class Stream:
         """Take one step; raises as `EpisodeWriter.append` says."""
         stored = self._checker.step(values, more)
         stamp, source = self._stamp(timestamp_ns)
-        stored[TIMESTAMP] = np.array([stamp], np.int64)
+        stored[self._stamps] = np.array([stamp], np.int64)
         self._add_step(stored, source)
 
-    def _stamp(self, given: int | None) -> tuple[int, str]:
+    def named(self, value: Any) -> dict[str, Any]:
+        """The only feature on the clock, and its value.
+
+        Raises:
+            InvalidInputError: There are several.
+        """
+        if len(self._checker.features) > 1:
+            names = ", ".join(map(repr, self._checker.features))
+            raise InvalidInputError(
+                f"push to {self._clock!r}: got {type(value).__name__}, expected a mapping of {names} to values"
+            )
+        return dict.fromkeys(self._checker.features, value)
+
+    def extend(self, values: Mapping[str, Any], timestamp_ns: np.ndarray) -> None:
+        """Take several steps; raises as `EpisodeWriter.push` says."""
+        stored, num_steps = self._checker.steps(values)
+        source = self._source(timestamp_ns)
+        stored[self._stamps] = check_stamps(timestamp_ns, num_steps, self._last_stamp)
+        if self._when_full == "drop" and self._large:
+            for step in range(num_steps):  # each of them may lose its images
+                self._add_step({name: array[step : step + 1] for name, array in stored.items()}, source)
+            return
+        self._refuse(sum(_size(array) for array in stored.values()), num_steps)
+        self.add_whole({name: np.array(array) for name, array in stored.items()}, num_steps, timestamp_source=source)
+
+    def _source(self, given: Any) -> str:
         source = "monotonic" if given is None else "caller"
         if self.timestamp_source not in (None, source):
             expected = "one, as for the steps before" if given is None else "none, as for the steps before"
             raise InvalidInputError(f"{TIMESTAMP}: got {'none' if given is None else given}, expected {expected}")
+        return source
+
+    def _stamp(self, given: int | None) -> tuple[int, str]:
+        source = self._source(given)
         if given is not None:
             return check_stamp(given, self._last_stamp), source
         stamp = self._now_ns()
@@ -137,26 +166,27 @@ class Stream:
         rows_cost = self._row_bytes + sum(_size(rows[name]) for name in self._texts)
         cost = rows_cost + sum(values.nbytes for values in images.values())
         over, dropped = 0, Stored()
-        if self._when_full != "block" and not self._background.has_room(cost):
-            if self._when_full == "raise":
-                self._background.count(refused_steps=1)
-                raise QueueFullError(self._full_message(cost))
+        self._refuse(cost, 1)
+        if self._when_full == "drop" and not self._background.has_room(cost):
             # Rows are small, and kept while they, too, are fewer than the budget.
             cost, over = rows_cost, self._background.status.capacity_bytes
             dropped, images = images, {}
             rows.update({f"{name}.valid": np.zeros(1, bool) for name in dropped})
         self._background.wait_for_room(cost, over_bytes=over)
-        self._add(rows, functools.partial(self._encode_step, images), cost, timestamp_source)
         if dropped:
             self._background.count(dropped_images=len(dropped))
-            for name in dropped:
-                self.dropped_images[name] = self.dropped_images.get(name, 0) + 1
+            more = {name: self.dropped_images.get(name, 0) + 1 for name in dropped}
+            self.dropped_images = {**self.dropped_images, **more}  # a new one: the writing thread reads the old one
+        self._add(rows, functools.partial(self._encode_step, images), cost, timestamp_source)
 
-    def _full_message(self, cost: int) -> str:
-        status = self._background.status
-        return (
-            f"append: the queue is full: {status.depth_bytes} bytes wait and the step has {cost}, expected at most "
-            f"{status.capacity_bytes} (queue_bytes); nothing of the step was kept; append later, or less; {self._uid}"
+    def _refuse(self, cost: int, num_steps: int) -> None:
+        if self._when_full != "raise" or self._background.has_room(cost):
+            return
+        self._background.count(refused_steps=num_steps)
+        status, what = self._background.status, "the step has" if num_steps == 1 else f"the {num_steps} steps have"
+        raise QueueFullError(
+            f"append: the queue is full: {status.depth_bytes} bytes wait and {what} {cost}, expected at most "
+            f"{status.capacity_bytes} (queue_bytes); nothing of them was kept; append later, or less; {self._uid}"
         )
 
     # --- on their way to disk ----------------------------------------------------------------------------------
@@ -199,11 +229,11 @@ class Stream:
         self, rows: Stored, start_encoding: Callable[[], Encoding[_Encoded]], cost: int, timestamp_source: str
     ) -> None:
         """Queue consecutive steps that lie in one segment."""
-        count = len(rows[TIMESTAMP])
+        count = len(rows[self._stamps])
         try:
             self._queue(rows, start_encoding() if self._large else None, cost, timestamp_source)
             self.num_steps += count
-            self.timestamp_source, self._last_stamp = timestamp_source, int(rows[TIMESTAMP][-1])
+            self.timestamp_source, self._last_stamp = timestamp_source, int(rows[self._stamps][-1])
             if self.num_steps % self._segment_steps == 0:
                 self._finish_segment()
         except BaseException as error:
@@ -213,7 +243,7 @@ class Stream:
             raise
 
     def _queue(self, rows: Stored, encoding: Encoding[_Encoded] | None, cost: int, timestamp_source: str) -> None:
-        count, first = len(rows[TIMESTAMP]), self.num_steps
+        count, first, dropped = len(rows[self._stamps]), self.num_steps, self.dropped_images
         start = first % self._segment_steps
         kept: dict[str, np.ndarray] = {}
         for name, values in self._segment.items():
@@ -226,8 +256,9 @@ class Stream:
                 valid = kept.get(f"{name}.valid", itertools.repeat(True))
                 for sample in itertools.compress(samples, valid):
                     self._statistics.add_sample(name, sample)
-            self._files.timestamp_source = timestamp_source
-            self._files.write_steps(first, kept, encoded.chunks)
+            self._files.write_steps(
+                self._clock, first, kept, encoded.chunks, timestamp_source=timestamp_source, dropped_images=dropped
+            )
 
         self._submit(write, cost, count)
 
@@ -238,7 +269,7 @@ class Stream:
     def _finish(self, rows: dict[str, np.ndarray]) -> None:
         """The end of a segment, on the writing thread."""
         self._statistics.add(rows)
-        self._files.finish_segment(rows)
+        self._files.finish_segment(self._clock, rows)
 
     def _new_segment(self) -> dict[str, np.ndarray]:
         return {
