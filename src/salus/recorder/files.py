@@ -63,6 +63,7 @@ class EpisodeFiles:
         self._finished: list[ShardInfo] = []
         self._segment = 0
         self._pending = Pending()
+        self._noted = False
         self._flushed = time.monotonic()
         self._new_files = True
         self._folder.mkdir(parents=True)
@@ -96,12 +97,36 @@ class EpisodeFiles:
                 places.append(shard.add((first + offset) % self._segment_steps, chunk))
         self.flush_if_due()
 
+    def note(self, document: dict[str, Any]) -> None:
+        """Add a frame about the episode to the journal: its outcome, or its metadata. Durable as soon as a step is."""
+        self._add_frame(document)
+        self._noted = True
+        self.flush_if_due()
+
+    @property
+    def _waits(self) -> bool:
+        """Whether something is not durable yet."""
+        return self._pending.count > 0 or self._noted
+
     def flush_if_due(self) -> None:
         """Make what was written durable; asked twice per interval, so that no step waits longer than it."""
-        if self._pending.count and time.monotonic() - self._flushed >= FLUSH_INTERVAL_S / 2:
+        if self._waits and time.monotonic() - self._flushed >= FLUSH_INTERVAL_S / 2:
             self._flush()
 
     def _flush(self) -> None:
+        if self._pending.count:
+            self._flush_steps()
+        self._noted = False
+        if self._journal is not None:
+            self._journal.sync()
+        if self._new_files:
+            self._storage.make_folder(self._folder.parent)
+            self._storage.sync_folder(self._folder, journal_folder(self.slot))
+            self._storage.sync_folder(self._folder.parent, journal_folder(self.slot))
+            self._new_files = False
+        self._flushed = time.monotonic()
+
+    def _flush_steps(self) -> None:
         # Data before the journal that points to it.
         for shard in self._shards.values():
             shard.sync()
@@ -119,14 +144,6 @@ class EpisodeFiles:
             "timestamp_source": self.timestamp_source,
         }
         self._add_frame(frame, b"".join(arrays[name] for name in sorted(arrays)))
-        if self._journal is not None:
-            self._journal.sync()
-        if self._new_files:
-            self._storage.make_folder(self._folder.parent)
-            self._storage.sync_folder(self._folder, journal_folder(self.slot))
-            self._storage.sync_folder(self._folder.parent, journal_folder(self.slot))
-            self._new_files = False
-        self._flushed = time.monotonic()
 
     def _add_frame(self, document: dict[str, Any], rows: bytes = b"") -> None:
         if self._journal is not None:
@@ -195,7 +212,7 @@ class EpisodeFiles:
 
     def leave(self) -> None:
         """Make what was written durable, and give up the lock: `salus.recover` may bring the episode back."""
-        if self._pending.count:
+        if self._waits:
             self._flush()
         self.close()
 

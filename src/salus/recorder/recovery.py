@@ -8,13 +8,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..codecs import encode_chunk
 from ..errors import AlreadyExistsError, CorruptDataError, InvalidInputError
-from ..layout import PRIVATE, ArraySpec, journal_folder, journal_key, number_in, record_key
+from ..labels import Outcome
+from ..layout import PRIVATE, journal_folder, journal_key, number_in, record_key
 from ..log.claims import Claim, read_claim
 from ..log.entries import Entry
 from ..log.publish import publish
@@ -23,9 +24,11 @@ from ..log.revisions import Revisions
 from ..log.snapshot import load, read_record, write_checkpoint
 from ..log.unfinished import state_of, unfinished_slots
 from ..opening import open as open_dataset
+from ..schema import Schema
 from ..shards import ShardInfo, ShardWriter
 from ..storage import LocalStorage
 from .replay import Journal, Part, check_finished, check_rows_in_place, describe, open_parts, read_start, replay
+from .salvaged_statistics import read_statistics
 
 LOCK_WAIT_S = 1.0
 
@@ -47,6 +50,7 @@ class RecoveredEpisode:
         started_ns: Wall clock when it was started, nanoseconds since 1970; 0 when not known.
         stopped_ns: Wall clock when its recorder wrote last; 0 when not known.
         reason: Why, in words.
+        remarks: What else there is to know of it: a failure whose step was not saved, a feature without statistics.
     """
 
     uid: str
@@ -57,6 +61,7 @@ class RecoveredEpisode:
     started_ns: int = 0
     stopped_ns: int = 0
     reason: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,11 @@ class _Recoverer:
         placed = next(
             (key for spec in specs if self._storage.path(key := spec.shard_key(claim.slot, 0)).exists()), None
         )
-        if placed is None or self._force:
-            return self._abort(claim, "no step was written", lost_steps=0 if placed is None else None)
+        if placed is None or self._force or not claim.has_journal:
+            reason = "no step was written"
+            if placed is not None and not claim.has_journal:
+                reason = "its commit by recorder.vector was cut off, so nobody was told that it is kept"
+            return self._abort(claim, reason, lost_steps=0 if placed is None else None)
         return _left(claim, f"its shards are in place, but its journal and its record are gone; {placed}")
 
     def _take_over(self, claim: Claim) -> RecoveredEpisode:
@@ -187,7 +195,8 @@ class _Recoverer:
                 raise CorruptDataError(f"journal: it is of episode {start['uid']}, expected {claim.uid}; {path}")
             arrays = self._revisions.recorded_arrays(start["schema_revision"])
             specs = {spec.name: spec for spec in arrays}
-            journal = replay(path, specs)
+            schema = self._revisions.schema(start["schema_revision"])
+            journal = replay(path, specs, kinds=schema.failure_kinds)
         except CorruptDataError as error:
             return self._abort(claim, str(error), lost_steps=None) if self._force else _left(claim, str(error))
         stopped_ns = path.stat().st_mtime_ns
@@ -205,7 +214,7 @@ class _Recoverer:
         num_steps = known - journal.open.count + count
         if not num_steps:
             return self._abort(claim, "no step was whole", lost_steps=known, stopped_ns=stopped_ns)
-        return self._salvage(claim, journal, parts, num_steps, known - num_steps, stopped_ns, arrays)
+        return self._salvage(claim, journal, parts, num_steps, known - num_steps, stopped_ns, schema)
 
     def _salvage(
         self,
@@ -215,11 +224,14 @@ class _Recoverer:
         num_steps: int,
         lost_steps: int,
         stopped_ns: int,
-        arrays: list[ArraySpec],
+        schema: Schema,
     ) -> RecoveredEpisode:
-        count = num_steps - (journal.num_steps(arrays[0].segment_steps) - journal.open.count)
+        count = num_steps - (journal.num_steps(schema.segment_steps) - journal.open.count)
         reason = "its recorder died"
+        outcome, remarks = _outcome_within(journal.outcome, num_steps)
         if not self._dry_run:
+            statistics, failed = read_statistics(self._storage, schema, journal, parts, count)
+            remarks += [f"no statistics of {name!r}: {why}" for name, why in failed.items()]
             shards = [info for infos in journal.finished for info in infos]
             try:
                 shards += [self._put_shard(part, journal, count) for part in parts if count]
@@ -232,17 +244,20 @@ class _Recoverer:
                 num_steps=num_steps,
                 schema_revision=journal.start["schema_revision"],
                 shards=tuple(shards),
-                metadata=journal.start["metadata"],
+                outcome=outcome,
+                metadata=journal.metadata,
                 timestamp_source=journal.timestamp_source,
                 started_ns=journal.start["started_ns"],
                 ended_ns=stopped_ns,
-                reason=reason,
+                reason="; ".join([reason, *remarks]),
+                statistics=statistics,
             )
-            Entry.of(record, arrays)  # raises unless a reader will take it
+            Entry.of(record, self._revisions.recorded_arrays(record.schema_revision))  # raises unless a reader will take it
             if not self._decide(record):
                 return _left(claim, "another process recovered it in this moment")
+        started_ns = journal.start["started_ns"]
         return RecoveredEpisode(
-            claim.uid, claim.slot, "salvaged", num_steps, lost_steps, journal.start["started_ns"], stopped_ns, reason
+            claim.uid, claim.slot, "salvaged", num_steps, lost_steps, started_ns, stopped_ns, reason, tuple(remarks)
         )
 
     def _put_shard(self, part: Part, journal: Journal, count: int) -> ShardInfo:
@@ -286,6 +301,14 @@ class _Recoverer:
         except AlreadyExistsError:
             return False
         return True
+
+
+def _outcome_within(outcome: Outcome, num_steps: int) -> tuple[Outcome, list[str]]:
+    """What can be said of an outcome where so many steps are saved, and what has to be said beside it."""
+    if outcome.step is None or outcome.step < num_steps:
+        return outcome, []
+    remark = f"the failure was at step {outcome.step}, after the {num_steps} that are saved: its step is unknown now"
+    return replace(outcome, step=None), [remark]
 
 
 def _left(claim: Claim, reason: str) -> RecoveredEpisode:

@@ -17,13 +17,16 @@ import numpy as np
 
 from ..codecs import crc32c, decode_chunk
 from ..errors import CorruptDataError
+from ..labels import Outcome
 from ..layout import ArraySpec, journal_key
+from ..metadata import check_metadata
 from ..shards import ShardInfo, ShardReader
 from ..storage import LocalStorage, StoredFile
 from .journal import Frame, read_journal
 
 _BLOCK = 2**22
 _CHECKSUM = 4
+_MAX_STEPS = 2**31
 
 
 @dataclass
@@ -52,6 +55,8 @@ class Journal:
 
     Attributes:
         start: Its first frame.
+        metadata: Of the episode, as it was said last.
+        outcome: How it ended, as it was said last. Its step may lie past the steps that are whole.
         finished: The shards of each segment that is in place.
         last_count: Steps of the last finished segment.
         open: The segment after it.
@@ -59,6 +64,8 @@ class Journal:
     """
 
     start: dict[str, Any]
+    metadata: dict[str, Any]
+    outcome: Outcome = field(default_factory=Outcome)
     finished: list[list[ShardInfo]] = field(default_factory=list)
     last_count: int = 0
     open: Segment = field(default_factory=Segment)
@@ -87,29 +94,40 @@ def read_start(path: Path) -> dict[str, Any] | None:
     return start
 
 
-def replay(path: Path, specs: Mapping[str, ArraySpec]) -> Journal:
+def replay(path: Path, specs: Mapping[str, ArraySpec], *, kinds: tuple[str, ...] = ()) -> Journal:
     """Read a journal.
 
     Args:
         path: The file; it has a start.
         specs: The recorded arrays of the schema revision that the start names.
+        kinds: The `failure_kinds` of that schema.
 
     Raises:
         CorruptDataError: A whole frame that is not understood.
     """
     frames = read_journal(path)
-    journal = Journal(next(frames).document)
+    start = next(frames).document
+    journal = Journal(start, start["metadata"])
     segment_steps = next(iter(specs.values())).segment_steps
     try:
         for frame in frames:
-            _add(journal, frame, specs, segment_steps)
+            _add(journal, frame, specs, segment_steps, kinds)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptDataError(f"journal: a frame is not understood: {error!r}; {path}") from error
     return journal
 
 
-def _add(journal: Journal, frame: Frame, specs: Mapping[str, ArraySpec], segment_steps: int) -> None:
+def _add(
+    journal: Journal, frame: Frame, specs: Mapping[str, ArraySpec], segment_steps: int, kinds: tuple[str, ...]
+) -> None:
     document, segment = frame.document, journal.open
+    if document["type"] == "outcome":
+        journal.outcome = Outcome.from_json(document["outcome"])
+        journal.outcome.check(num_steps=_MAX_STEPS, kinds=kinds)
+        return
+    if document["type"] == "metadata":
+        journal.metadata = check_metadata({**journal.metadata, **document["metadata"]})
+        return
     number = len(journal.finished)
     if journal.finished and journal.last_count != segment_steps:
         raise ValueError("steps after the last segment")
