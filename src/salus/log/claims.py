@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -112,7 +112,8 @@ def read_claim(storage: Storage, slot: int) -> Claim | None:
     numbers = [document.get(name) for name in ("pid", "process_start", "time_ns")]
     if not all(isinstance(value, str) for value in texts) or not all(type(value) is int for value in numbers):
         raise CorruptDataError(f"claim: not understood; {key}")
-    return Claim(slot, *texts, *numbers, document.get("journal") is not False)  # type: ignore[arg-type]  # just looked at
+    claim = Claim(slot, *texts, *numbers)  # type: ignore[arg-type]  # just looked at
+    return replace(claim, has_journal=document.get("journal") is not False)
 
 
 def claimed_slots(storage: Storage, first_slot: int = 0) -> list[int]:

@@ -252,7 +252,8 @@ class _Recoverer:
                 reason="; ".join([reason, *remarks]),
                 statistics=statistics,
             )
-            Entry.of(record, self._revisions.recorded_arrays(record.schema_revision))  # raises unless a reader will take it
+            arrays = self._revisions.recorded_arrays(record.schema_revision)
+            Entry.of(record, arrays)  # raises unless a reader will take it
             if not self._decide(record):
                 return _left(claim, "another process recovered it in this moment")
         started_ns = journal.start["started_ns"]

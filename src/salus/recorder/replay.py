@@ -111,23 +111,25 @@ def replay(path: Path, specs: Mapping[str, ArraySpec], *, kinds: tuple[str, ...]
     segment_steps = next(iter(specs.values())).segment_steps
     try:
         for frame in frames:
-            _add(journal, frame, specs, segment_steps, kinds)
+            if frame.document["type"] in ("outcome", "metadata"):
+                _add_note(journal, frame.document, kinds)
+            else:
+                _add(journal, frame, specs, segment_steps)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptDataError(f"journal: a frame is not understood: {error!r}; {path}") from error
     return journal
 
 
-def _add(
-    journal: Journal, frame: Frame, specs: Mapping[str, ArraySpec], segment_steps: int, kinds: tuple[str, ...]
-) -> None:
-    document, segment = frame.document, journal.open
+def _add_note(journal: Journal, document: dict[str, Any], kinds: tuple[str, ...]) -> None:
     if document["type"] == "outcome":
         journal.outcome = Outcome.from_json(document["outcome"])
         journal.outcome.check(num_steps=_MAX_STEPS, kinds=kinds)
-        return
-    if document["type"] == "metadata":
+    else:
         journal.metadata = check_metadata({**journal.metadata, **document["metadata"]})
-        return
+
+
+def _add(journal: Journal, frame: Frame, specs: Mapping[str, ArraySpec], segment_steps: int) -> None:
+    document, segment = frame.document, journal.open
     number = len(journal.finished)
     if journal.finished and journal.last_count != segment_steps:
         raise ValueError("steps after the last segment")

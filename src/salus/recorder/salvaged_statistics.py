@@ -38,7 +38,8 @@ def read_statistics(
     Cost: reads and decodes the episode once. Memory: a segment of a small feature, or one step of a large one.
     """
     steps = _Steps(storage, journal, {part.spec.name: part for part in parts}, count)
-    found, failed = {}, {}
+    found: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     for name in described(schema):
         made = EpisodeStatistics(schema, [name])
         arrays = [name, f"{name}.valid"] if schema.features[name].nullable else [name]
