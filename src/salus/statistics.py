@@ -399,11 +399,8 @@ def _numbers(document: dict[str, Any], name: str, size: int, absent: list[int] |
     if not isinstance(value, list) or len(value) != size:
         raise ValueError(f"{name}: expected a list of {size}")
     if name in _COUNTS:
-        if not (
-            {type(item) for item in value} <= {int}
-            and 0 <= min(value, default=0)
-            and max(value, default=0) <= _MAX_COUNT
-        ):
+        whole = {type(item) for item in value} <= {int}
+        if not whole or min(value, default=0) < 0 or max(value, default=0) > _MAX_COUNT:
             raise ValueError(f"{name}: expected whole numbers of at least 0")
         return np.array(value, np.int64)
     numbers = [math.nan if item is None else item for item in value]
