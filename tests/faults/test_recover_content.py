@@ -1,7 +1,8 @@
-"""What a recovered episode knows besides its steps: outcome, metadata and statistics, as its recorder would have said."""
+"""What a recovered episode knows besides its steps: outcome, metadata, statistics, as its recorder had them."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ SPAWN = multiprocessing.get_context("spawn")
 EVERYTHING = salus.Schema(
     {
         "image": salus.Image(height=12, width=10),
-        "large": salus.Image(height=80, width=120, layout="HWC", nullable=True),
+        "large": salus.Image(height=96, width=140, layout="HWC", nullable=True),
         "lossy": salus.Image(height=16, width=16, codec="jpeg"),
         "nan": salus.Feature((3,), allow_nan=True),
         "depth": salus.Feature((40, 50)),
@@ -51,7 +52,7 @@ def everything(step: int) -> dict[str, Any]:
     random = np.random.default_rng(step)
     return {
         "image": random.integers(0, 256, (3, 12, 10), dtype=np.uint8),
-        "large": random.integers(0, 256, (80, 120, 3), dtype=np.uint8) if step % 3 else None,
+        "large": random.integers(0, 256, (96, 140, 3), dtype=np.uint8) if step % 3 else None,
         "lossy": random.integers(0, 256, (3, 16, 16), dtype=np.uint8),
         "nan": np.where(random.random(3) < 0.2, np.nan, random.normal(size=3)).astype(np.float32),
         "depth": random.normal(size=(40, 50)).astype(np.float32),
@@ -148,12 +149,11 @@ def record_notes_and_die(path: Path, notes: list[list[Any]]) -> None:
     salus.recorder.files.FLUSH_INTERVAL_S = 0
     recorder = salus.Recorder(salus.create(path, SCHEMA, exist_ok=True))
     episode = recorder.start(task="killed", operator="ada")
-    arrays, step = make_episode(0, 6), 0
+    arrays, steps = make_episode(0, 6), iter(range(6))
     for method, *arguments in notes:
         if method == "steps":
-            for step in range(step, step + arguments[0]):
+            for step in itertools.islice(steps, arguments[0]):
                 episode.append({name: values[step] for name, values in arrays.items()}, timestamp_ns=step)
-            step += 1
         elif method == "fail":
             episode.fail(arguments[0], step=arguments[1])
         else:
@@ -236,7 +236,7 @@ def test_what_is_said_of_an_idle_episode_becomes_durable(path: Path, monkeypatch
         synced, plain = threading.Event(), os.fdatasync
 
         def fdatasync(descriptor: int) -> None:
-            journal = os.readlink(f"/proc/self/fd/{descriptor}").endswith("/journal")
+            journal = Path(f"/proc/self/fd/{descriptor}").readlink().name == "journal"
             said = [frame.document["type"] for frame in read_journal(path / journal_key(episode.slot))]
             plain(descriptor)
             if journal and said[-1] == "outcome":

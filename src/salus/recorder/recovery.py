@@ -27,6 +27,7 @@ from ..opening import open as open_dataset
 from ..schema import Schema
 from ..shards import ShardInfo, ShardWriter
 from ..storage import LocalStorage
+from .files import as_recording_error
 from .replay import Journal, Part, check_finished, check_rows_in_place, describe, open_parts, read_start, replay
 from .salvaged_statistics import read_statistics
 
@@ -237,6 +238,8 @@ class _Recoverer:
                 shards += [self._put_shard(part, journal, count) for part in parts if count]
             except AlreadyExistsError as error:
                 return _left(claim, f"another process wrote into it in this moment: {error}")
+            except OSError as error:
+                raise as_recording_error(error, claim.uid) from error
             record = Record(
                 slot=claim.slot,
                 uid=claim.uid,
