@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import itertools
+import math
 import struct
 from typing import Any, Self
 
@@ -183,16 +185,17 @@ def _check_levels(body: bytes, dtype: np.dtype[Any]) -> int:
     if len(body) != size:
         raise ValueError(f"a sketch of {len(body)} bytes, expected {size}")
     values = np.frombuffer(body, dtype, offset=start)
-    low, high, kept = values[0], values[1], values[2:]
-    if not (np.isfinite(values).all() and (kept >= low).all() and (kept <= high).all()):
+    low, high, kept = float(values[0]), float(values[1]), values[2:]
+    if not (-math.inf < low <= kept.min() and kept.max() <= high < math.inf):  # NaN fails them all
         raise ValueError("a sketch with values that are not between its least and its largest")
-    falls = np.flatnonzero(kept[1:] < kept[:-1]) + 1
+    falls: list[int] = (kept[1:] < kept[:-1]).nonzero()[0].tolist()
     first = 0 if body[3] & 2 else sizes[0]  # level 0 is sorted only where the flag says so
-    if not set(falls[falls > first].tolist()) <= set(np.cumsum(sizes).tolist()):
+    if not {fall + 1 for fall in falls if fall + 1 > first} <= set(itertools.accumulate(sizes)):
         raise ValueError("a sketch with a level that is not sorted")
     return size
 
 
+@functools.cache
 def _capacity(num_levels: int) -> int:
     """How many values a sketch of that many levels has room for: k · (2/3)ᵈ at depth d, rounded, and at least M."""
     doubled = [(2 << depth) * RECORD_K // _POWERS_OF_3[depth] for depth in range(num_levels)]

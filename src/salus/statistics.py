@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from .errors import CorruptDataError, InvalidInputError
-from .layout import ArraySpec, array_specs
+from .layout import ArraySpec, feature_specs
 from .schema import Feature, Image, Schema
 from .sketches import MERGED_K, RECORD_K, Histogram, Sketches, sketch_dtype
 
@@ -262,9 +262,10 @@ class EpisodeStatistics:
     """
 
     def __init__(self, schema: Schema, names: Iterable[str] | None = None) -> None:
-        self._specs = array_specs(schema)
         self._schema = schema
         wanted = described(schema) if names is None else list(names)
+        images = {name: feature for name in wanted if isinstance(feature := schema.features[name], Image)}
+        self._specs = {name: next(iter(feature_specs(name, each, schema))) for name, each in images.items()}
         self.features = {name: FeatureStatistics(schema.features[name], k=RECORD_K) for name in wanted}
         self._num_steps = dict.fromkeys(wanted, 0)
 
@@ -396,16 +397,20 @@ def _numbers(document: dict[str, Any], name: str, size: int, absent: list[int] |
     if not isinstance(value, list) or len(value) != size:
         raise ValueError(f"{name}: expected a list of {size}")
     if name in _COUNTS:
-        if not all(type(item) is int and 0 <= item <= _MAX_COUNT for item in value):
+        whole = {type(item) for item in value} <= {int}
+        if not whole or min(value, default=0) < 0 or max(value, default=0) > _MAX_COUNT:
             raise ValueError(f"{name}: expected whole numbers of at least 0")
         return np.array(value, np.int64)
     numbers = [math.nan if item is None else item for item in value]
-    if not all(type(item) in (int, float) and abs(item) != math.inf for item in numbers):
+    if not {type(item) for item in numbers} <= {int, float}:
         raise ValueError(f"{name}: expected numbers")
     try:
-        return np.array(numbers, np.float64)
+        array = np.array(numbers, np.float64)
     except OverflowError as error:
         raise ValueError(f"{name}: {error}") from error
+    if np.isinf(array).any():
+        raise ValueError(f"{name}: expected finite numbers")
+    return array
 
 
 def _checked_shares(q: Any) -> np.ndarray:

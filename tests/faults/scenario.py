@@ -232,7 +232,7 @@ def warm_up() -> None:
     salus.layout.root_metadata(SCHEMA, 0, {})
     for spec in salus.layout.array_specs(SCHEMA).values():
         salus.layout.array_metadata(spec, 0, 0)
-    for name in (salus.layout.METADATA, salus.layout.LENGTH):
+    for name in (salus.layout.METADATA, salus.schema.LENGTH):
         salus.layout.index_metadata(name, 0)
 
 

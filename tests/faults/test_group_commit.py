@@ -29,7 +29,7 @@ def warm() -> Iterator[Warm]:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_crash_within_a_group_loses_nothing_acknowledged(warm: Warm, memory_path: Path, part: int) -> None:
-    crashes, partly, number = 0, 0, part + 1
+    crashes, partly, cut_off, number = 0, 0, 0, part + 1
     while True:
         path = memory_path / f"{number}.zarr"
         answer = warm.ask(crash_before=number, path=path, groups=True)
@@ -40,11 +40,13 @@ def test_a_crash_within_a_group_loses_nothing_acknowledged(warm: Warm, memory_pa
         partly += check_what_is_there(path, acknowledged)
         if crashes % 6 == 0:
             check_that_work_goes_on(path)
+        cut_off += check_recovered(path)
         shutil.rmtree(path)
         crashes, number = crashes + 1, number + PARTS
     assert {d["seed"] for event, d in answer["acknowledged"] if event == "committed"} == SEEDS
     assert crashes > 40, "the script has become shorter than this test thinks"
     assert partly, "no crash came between the records of a group"
+    assert cut_off, "no crash left shards of a group without their records"
 
 
 def check_what_is_there(path: Path, acknowledged: dict[int, str]) -> bool:
@@ -58,6 +60,24 @@ def check_what_is_there(path: Path, acknowledged: dict[int, str]) -> bool:
     for seed, episode in found.items():
         check_episode(episode, seed, looped_length(seed))
     return 0 < len(found.keys() & set(GROUPS[0])) < len(GROUPS[0])
+
+
+def check_recovered(path: Path) -> int:
+    """How many episodes had shards in place. None was acknowledged, so they are given up without force."""
+    before = [(episode.uid, len(episode)) for episode in salus.open(path)]
+    unfinished = {found.uid for found in salus.open(path).unfinished()}
+    report = salus.recover(path)
+    assert {found.uid for found in report.aborted} == unfinished
+    assert (report.left, report.salvaged) == ([], [])
+    cut_off = [found for found in report.aborted if found.lost_steps is None]
+    for found in report.aborted:
+        assert (found in cut_off) == ("recorder.vector was cut off" in found.reason)
+        placed = list(path.glob(f"camera/c.{found.slot}.*")) + list(path.glob(f"s*/c.{found.slot}.*"))
+        assert bool(placed) <= (found in cut_off)  # shards stay, for garbage collection
+    assert report.something_was_lost == bool(cut_off)
+    assert [(episode.uid, len(episode)) for episode in salus.open(path)] == before
+    assert salus.open(path).unfinished() == []
+    return len(cut_off)
 
 
 def check_that_work_goes_on(path: Path) -> None:

@@ -35,6 +35,5 @@ def _what(episode: RecoveredEpisode) -> str:
     if episode.action == "aborted":
         return f"aborted: {episode.reason}{lost}"
     times = [datetime.fromtimestamp(ns / 1e9).astimezone() for ns in (episode.started_ns, episode.stopped_ns)]
-    return (
-        f"salvaged: {episode.num_steps} steps saved{lost}; recorded {times[0]:%Y-%m-%d %H:%M:%S} to {times[1]:%H:%M:%S}"
-    )
+    recorded = f"recorded {times[0]:%Y-%m-%d %H:%M:%S} to {times[1]:%H:%M:%S}"
+    return "; ".join([f"salvaged: {episode.num_steps} steps saved{lost}", recorded, *episode.remarks])

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +35,8 @@ def claim_slot(storage: Storage, uid: str, *, hint: int = 0) -> int:
 def claim_slots(storage: Storage, uids: Sequence[str], *, hint: int = 0) -> list[int | SalusError]:
     """Claim a free slot at or after `hint` for each of many episodes, as `claim_slot` does, for few `fsync`s.
 
+    The claims say that the episodes have no journal: they are whole in memory, and committed together.
+
     Returns:
         For each uid its slot, or the error that kept it from one.
     """
@@ -43,7 +45,7 @@ def claim_slots(storage: Storage, uids: Sequence[str], *, hint: int = 0) -> list
     while waiting := [uid for uid in uids if uid not in found]:
         slots = dict(zip(waiting, range(slot, slot + len(waiting)), strict=True))
         identity = _process_identity()
-        bodies = {claim_key(slots[uid]): documents.seal({"uid": uid, **identity}) for uid in waiting}
+        bodies = {claim_key(slots[uid]): documents.seal({"uid": uid, "journal": False, **identity}) for uid in waiting}
         failed = storage.put_new_many(bodies)
         for uid in waiting:
             error = failed.get(claim_key(slots[uid]))
@@ -63,6 +65,7 @@ class Claim:
         uid: The episode's name.
         host, boot_id, pid, process_start: The process, told so that its host can tell whether it still lives.
         time_ns: Wall clock of the claim, nanoseconds since 1970.
+        has_journal: Whether its steps go through a journal; those of a group commit (`recorder.vector`) do not.
     """
 
     slot: int
@@ -72,6 +75,7 @@ class Claim:
     pid: int
     process_start: int
     time_ns: int
+    has_journal: bool = True
 
     @property
     def is_of_this_host(self) -> bool:
@@ -108,7 +112,8 @@ def read_claim(storage: Storage, slot: int) -> Claim | None:
     numbers = [document.get(name) for name in ("pid", "process_start", "time_ns")]
     if not all(isinstance(value, str) for value in texts) or not all(type(value) is int for value in numbers):
         raise CorruptDataError(f"claim: not understood; {key}")
-    return Claim(slot, *texts, *numbers)  # type: ignore[arg-type]  # just looked at
+    claim = Claim(slot, *texts, *numbers)  # type: ignore[arg-type]  # just looked at
+    return replace(claim, has_journal=document.get("journal") is not False)
 
 
 def claimed_slots(storage: Storage, first_slot: int = 0) -> list[int]:

@@ -12,11 +12,21 @@ from ..storage import Storage
 
 
 class Revisions:
-    """The arrays recorded under each schema revision, read when one is first asked for."""
+    """The schema revisions and the arrays recorded under each, read when one is first asked for."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._schemas: list[Schema] = []
         self._arrays: list[list[ArraySpec]] = []
+
+    def schema(self, revision: int) -> Schema:
+        """The schema of that revision.
+
+        Raises:
+            CorruptDataError: There is no such revision.
+        """
+        self.recorded_arrays(revision)
+        return self._schemas[revision]
 
     def recorded_arrays(self, revision: int) -> list[ArraySpec]:
         """The recorded arrays of that revision, by name.
@@ -25,7 +35,8 @@ class Revisions:
             CorruptDataError: There is no such revision.
         """
         if revision >= len(self._arrays):
-            self._arrays = [recorded_arrays(schema) for schema in read_revisions(self._storage)]
+            self._schemas = read_revisions(self._storage)
+            self._arrays = [recorded_arrays(schema) for schema in self._schemas]
         if revision >= len(self._arrays):
             raise CorruptDataError(f"record: schema revision {revision}, but there are {len(self._arrays)}")
         return self._arrays[revision]

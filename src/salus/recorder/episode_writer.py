@@ -256,8 +256,10 @@ class EpisodeWriter:
         Raises:
             RecordingError: It has ended already.
         """
+        self._check_process("succeed")
         self._check_recording("succeed")
         self._outcome = Outcome("success")
+        self._note({"type": "outcome", "outcome": self._outcome.to_json()})
 
     def fail(self, kind: str | None = None, *, step: int | None = None) -> None:
         """The episode failed. More steps may follow; the last call counts.
@@ -270,12 +272,14 @@ class EpisodeWriter:
             InvalidInputError: An unknown kind, or no such step.
             RecordingError: The episode has ended already.
         """
+        self._check_process("fail")
         self._check_recording("fail")
         if step is None:
             step = max(self.num_steps - 1, 0)
         outcome = Outcome("failure", kind, step)
         outcome.check(num_steps=max(self.num_steps, 1), kinds=self._schema.failure_kinds)
         self._outcome = outcome
+        self._note({"type": "outcome", "outcome": outcome.to_json()})
 
     def add_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Add metadata that was not known when the episode started, or replace some.
@@ -287,8 +291,14 @@ class EpisodeWriter:
             InvalidInputError: Metadata that has no JSON text.
             RecordingError: The episode has ended already.
         """
+        self._check_process("add_metadata")
         self._check_recording("add_metadata")
         self._metadata = check_metadata({**self._metadata, **metadata})
+        self._note({"type": "metadata", "metadata": {key: self._metadata[key] for key in metadata}})
+
+    def _note(self, document: dict[str, Any]) -> None:
+        """Have the journal say it, so that a recovered episode knows it."""
+        self._submit(lambda: self._files.note(document))
 
     # --- ending ------------------------------------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ class EpisodeFiles:
         self._folder = storage.path(journal_folder(slot))
         self._shards: dict[str, ShardWriter] = {}
         self._finished: list[ShardInfo] = []
+        self._noted = False
         self._flushed = time.monotonic()
         self._new_files = True
         self._folder.mkdir(parents=True)
@@ -135,22 +136,25 @@ class EpisodeFiles:
                 places.append(shard.add((first + offset) % state.segment_steps, chunk))
         self.flush_if_due()
 
-    def flush_if_due(self) -> None:
-        """Make what was written durable; asked twice per interval, so that no step waits longer than it."""
-        if time.monotonic() - self._flushed >= FLUSH_INTERVAL_S / 2 and self._has_pending:
-            self._flush()
+    def note(self, document: dict[str, Any]) -> None:
+        """Add a frame about the episode to the journal: its outcome, or its metadata. Durable as soon as a step is."""
+        self._add_frame(document)
+        self._noted = True
+        self.flush_if_due()
 
     @property
-    def _has_pending(self) -> bool:
-        return any(clock.pending.count for clock in self._clocks.values())
+    def _waits(self) -> bool:
+        """Whether something is not durable yet."""
+        return self._noted or any(clock.pending.count for clock in self._clocks.values())
+
+    def flush_if_due(self) -> None:
+        """Make what was written durable; asked twice per interval, so that no step waits longer than it."""
+        if self._waits and time.monotonic() - self._flushed >= FLUSH_INTERVAL_S / 2:
+            self._flush()
 
     def _flush(self) -> None:
-        # Data before the journal that points to it.
-        for shard in self._shards.values():
-            shard.sync()
-        for clock in self._clocks.values():
-            if clock.pending.count:
-                self._add_steps(clock)
+        self._flush_steps()
+        self._noted = False
         if self._journal is not None:
             self._journal.sync()
         if self._new_files:
@@ -159,6 +163,15 @@ class EpisodeFiles:
             self._storage.sync_folder(self._folder.parent, journal_folder(self.slot))
             self._new_files = False
         self._flushed = time.monotonic()
+
+    def _flush_steps(self) -> None:
+        clocks = [clock for clock in self._clocks.values() if clock.pending.count]
+        if clocks:
+            # Data before the journal that points to it.
+            for shard in self._shards.values():
+                shard.sync()
+        for clock in clocks:
+            self._add_steps(clock)
 
     def _add_steps(self, clock: _Clock) -> None:
         pending, clock.pending = clock.pending, Pending()
@@ -243,7 +256,7 @@ class EpisodeFiles:
 
     def leave(self) -> None:
         """Make what was written durable, and give up the lock: `salus.recover` may bring the episode back."""
-        if self._has_pending:
+        if self._waits:
             self._flush()
         self.close()
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from ..layout import ArraySpec, record_key
 from ..log.claims import claim_slots
 from ..log.entries import Entry
 from ..log.records import Record
+from ..schema import Schema
 from ..shards import ShardInfo, whole_shard
+from ..statistics import EpisodeStatistics, described
 from ..storage import LocalStorage
 from .files import as_recording_error
 
@@ -37,6 +39,9 @@ class EndedEpisode:
         rows: Arrays with many steps per chunk: (T, *stored_step_shape).
         images: Arrays with one step per chunk: T encoded chunks each.
         cost_bytes: Memory that it takes.
+        schema: What it was recorded under.
+        image_statistics: Those of the arrays with one step per chunk, complete once these are encoded; None where an
+            interrupted append left them in doubt.
         done: Holds its row of the episode table once it is durable, or why it is not kept.
     """
 
@@ -44,10 +49,23 @@ class EndedEpisode:
     rows: Mapping[str, np.ndarray]
     images: Mapping[str, Chunks]
     cost_bytes: int
+    schema: Schema
+    image_statistics: EpisodeStatistics | None
     done: Future[Entry] = field(default_factory=Future)
 
     def __post_init__(self) -> None:
         self.done.set_running_or_notify_cancel()  # an episode that has ended cannot be called back
+
+    def statistics(self) -> dict[str, Any]:
+        """The member `statistics` of its record, from the batches of a recorder that writes step by step.
+
+        To be asked for when all images are encoded.
+        """
+        made = EpisodeStatistics(self.schema, [name for name in described(self.schema) if name in self.rows])
+        for start in range(0, self.record.num_steps, self.schema.segment_steps):
+            made.add({name: rows[start : start + self.schema.segment_steps] for name, rows in self.rows.items()})
+        of_images = {} if self.image_statistics is None else self.image_statistics.to_json()
+        return made.to_json() | of_images
 
     def shards(self, spec: ArraySpec) -> list[bytes]:
         """The shards of one array, segment after segment."""
@@ -118,6 +136,7 @@ class GroupWriter:
         for ended in group:
             try:
                 ready[ended] = [ended.shards(spec) for spec in self._specs]
+                ended.record = replace(ended.record, statistics=ended.statistics())
             except Exception as error:  # noqa: BLE001 - a codec of the user's own may raise anything; the caller gets it
                 failed = found[ended] = as_recording_error(error, ended.record.uid)
                 failed.__cause__ = error

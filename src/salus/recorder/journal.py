@@ -5,6 +5,8 @@ A file of `[length u32 | crc32c u32 | payload]` frames, little-endian. A payload
     {"type": "start", uid, slot, schema_revision, metadata, started_ns}
     {"type": "steps", first, count, chunks: {name: [[offset, size] …]}, arrays: {name: bytes}, texts: {name: […]}} rows…
     {"type": "segment", segment, shards: [ShardInfo …]}      the shards of a segment are complete and in place
+    {"type": "outcome", outcome}                             the last one counts
+    {"type": "metadata", metadata}                           keys that were added or replaced
 
 `chunks` says where the inner chunks of a shard in progress lie; the raw bytes after the line are the rows of all other
 arrays, in the order of `arrays`. The writer holds an exclusive lock on the file for as long as it lives.

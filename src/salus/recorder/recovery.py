@@ -8,13 +8,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..codecs import encode_chunk
 from ..errors import AlreadyExistsError, CorruptDataError, InvalidInputError
-from ..layout import PRIVATE, ArraySpec, journal_folder, journal_key, number_in, record_key
+from ..labels import Outcome
+from ..layout import PRIVATE, journal_folder, journal_key, number_in, record_key
 from ..log.claims import Claim, read_claim
 from ..log.entries import Entry
 from ..log.publish import publish
@@ -23,9 +24,12 @@ from ..log.revisions import Revisions
 from ..log.snapshot import load, read_record, write_checkpoint
 from ..log.unfinished import state_of, unfinished_slots
 from ..opening import open as open_dataset
+from ..schema import STEP, Schema
 from ..shards import ShardInfo, ShardWriter
 from ..storage import LocalStorage
-from .replay import Journal, Part, check_finished, check_rows_in_place, describe, open_parts, read_start, replay
+from .files import as_recording_error
+from .replay import Clock, Journal, Part, check_finished, describe, open_parts, read_start, replay
+from .salvaged_statistics import read_statistics
 
 LOCK_WAIT_S = 1.0
 
@@ -42,11 +46,12 @@ class RecoveredEpisode:
         action: `"salvaged"`: its steps are in the dataset now. `"aborted"`: it is not in the dataset, and never
             will be. `"left"`: as it was.
         num_steps: Steps saved.
-        lost_steps: Steps that its journal tells of and that were not whole; None where that is not known. What its
-            recorder had not yet written when it died, at most half a second, nobody can count.
+        lost_steps: Steps, of all clocks, that its journal tells of and that were not whole; None where that is not
+            known. What its recorder had not yet written when it died, at most half a second, nobody can count.
         started_ns: Wall clock when it was started, nanoseconds since 1970; 0 when not known.
         stopped_ns: Wall clock when its recorder wrote last; 0 when not known.
         reason: Why, in words.
+        remarks: What else there is to know of it: a failure whose step was not saved, a feature without statistics.
     """
 
     uid: str
@@ -57,6 +62,7 @@ class RecoveredEpisode:
     started_ns: int = 0
     stopped_ns: int = 0
     reason: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,34 @@ def recover(path: str | os.PathLike[str], *, force: bool = False, dry_run: bool 
     return report
 
 
+@dataclass(frozen=True)
+class Found:
+    """What of an episode is whole.
+
+    Attributes:
+        journal: What its journal tells of.
+        parts: By clock, the arrays of the segment that was being recorded.
+    """
+
+    journal: Journal
+    parts: dict[str, list[Part]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By clock, steps of that segment that are whole in all its arrays."""
+        return {clock: min(part.count for part in parts) for clock, parts in self.parts.items()}
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """By clock, steps that are whole."""
+        return {clock: self.journal.clocks[clock].finished_steps + count for clock, count in self.counts.items()}
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps that the journal tells of and that are not whole."""
+        return self.journal.num_steps - sum(self.lengths.values())
+
+
 class _Recoverer:
     """Recovers one episode after another."""
 
@@ -173,8 +207,11 @@ class _Recoverer:
         placed = next(
             (key for spec in specs if self._storage.path(key := spec.shard_key(claim.slot, 0)).exists()), None
         )
-        if placed is None or self._force:
-            return self._abort(claim, "no step was written", lost_steps=0 if placed is None else None)
+        if placed is None or self._force or not claim.has_journal:
+            reason = "no step was written"
+            if placed is not None and not claim.has_journal:
+                reason = "its commit by recorder.vector was cut off, so nobody was told that it is kept"
+            return self._abort(claim, reason, lost_steps=0 if placed is None else None)
         return _left(claim, f"its shards are in place, but its journal and its record are gone; {placed}")
 
     def _take_over(self, claim: Claim) -> RecoveredEpisode:
@@ -187,44 +224,44 @@ class _Recoverer:
                 raise CorruptDataError(f"journal: it is of episode {start['uid']}, expected {claim.uid}; {path}")
             arrays = self._revisions.recorded_arrays(start["schema_revision"])
             specs = {spec.name: spec for spec in arrays}
-            journal = replay(path, specs)
+            schema = self._revisions.schema(start["schema_revision"])
+            journal = replay(path, specs, kinds=schema.failure_kinds)
         except CorruptDataError as error:
             return self._abort(claim, str(error), lost_steps=None) if self._force else _left(claim, str(error))
         stopped_ns = path.stat().st_mtime_ns
-        segment_steps = arrays[0].segment_steps
-        known = journal.num_steps(segment_steps)
         try:
             check_finished(self._storage, journal)
-            parts = open_parts(self._storage, journal, specs)
-            count = min(part.count for part in parts)
-            for part in parts if count else ():
-                if part.spec.chunk_steps != 1:
-                    check_rows_in_place(part, journal, count)
+            parts = {name: open_parts(self._storage, claim.slot, clock) for name, clock in journal.clocks.items()}
         except CorruptDataError as error:
-            return self._abort(claim, str(error), lost_steps=known, stopped_ns=stopped_ns)
-        num_steps = known - journal.open.count + count
-        if not num_steps:
-            return self._abort(claim, "no step was whole", lost_steps=known, stopped_ns=stopped_ns)
-        return self._salvage(claim, journal, parts, num_steps, known - num_steps, stopped_ns, arrays)
+            return self._abort(claim, str(error), lost_steps=journal.num_steps, stopped_ns=stopped_ns)
+        found = Found(journal, parts)
+        if not found.lengths[STEP]:
+            return self._abort(claim, "no step was whole", lost_steps=journal.num_steps, stopped_ns=stopped_ns)
+        return self._salvage(claim, found, stopped_ns, schema)
 
     def _salvage(
         self,
         claim: Claim,
-        journal: Journal,
-        parts: list[Part],
-        num_steps: int,
-        lost_steps: int,
+        found: Found,
         stopped_ns: int,
-        arrays: list[ArraySpec],
+        schema: Schema,
     ) -> RecoveredEpisode:
-        count = num_steps - (journal.num_steps(arrays[0].segment_steps) - journal.open.count)
-        reason = "its recorder died"
+        journal, reason = found.journal, "its recorder died"
+        num_steps = found.lengths[STEP]
+        others = {name: clock for name, clock in journal.clocks.items() if name != STEP}
+        outcome, remarks = _outcome_within(journal.outcome, num_steps)
         if not self._dry_run:
-            shards = [info for infos in journal.finished for info in infos]
+            statistics, failed = read_statistics(self._storage, schema, journal, found.parts, found.counts)
+            remarks += [f"no statistics of {name!r}: {why}" for name, why in failed.items()]
+            shards = [info for clock in journal.clocks.values() for infos in clock.finished for info in infos]
             try:
-                shards += [self._put_shard(part, journal, count) for part in parts if count]
+                for name, clock in journal.clocks.items():
+                    count = found.counts[name]
+                    shards += [self._put_shard(part, claim.slot, clock, count) for part in found.parts[name] if count]
             except AlreadyExistsError as error:
                 return _left(claim, f"another process wrote into it in this moment: {error}")
+            except OSError as error:
+                raise as_recording_error(error, claim.uid) from error
             record = Record(
                 slot=claim.slot,
                 uid=claim.uid,
@@ -232,22 +269,39 @@ class _Recoverer:
                 num_steps=num_steps,
                 schema_revision=journal.start["schema_revision"],
                 shards=tuple(shards),
-                metadata=journal.start["metadata"],
-                timestamp_source=journal.timestamp_source,
+                outcome=outcome,
+                metadata=journal.metadata,
+                timestamp_source=journal.clocks[STEP].timestamp_source,
+                clock_lengths={name: found.lengths[name] for name in others},
+                clock_sources={name: clock.timestamp_source for name, clock in others.items() if found.lengths[name]},
+                dropped_images={
+                    name: count for clock in journal.clocks.values() for name, count in clock.dropped_images.items()
+                },
                 started_ns=journal.start["started_ns"],
                 ended_ns=stopped_ns,
-                reason=reason,
+                reason="; ".join([reason, *remarks]),
+                statistics=statistics,
             )
+            arrays = self._revisions.recorded_arrays(record.schema_revision)
             Entry.of(record, arrays)  # raises unless a reader will take it
             if not self._decide(record):
                 return _left(claim, "another process recovered it in this moment")
+        started_ns = journal.start["started_ns"]
         return RecoveredEpisode(
-            claim.uid, claim.slot, "salvaged", num_steps, lost_steps, journal.start["started_ns"], stopped_ns, reason
+            claim.uid,
+            claim.slot,
+            "salvaged",
+            num_steps,
+            found.lost_steps,
+            started_ns,
+            stopped_ns,
+            reason,
+            tuple(remarks),
         )
 
-    def _put_shard(self, part: Part, journal: Journal, count: int) -> ShardInfo:
+    def _put_shard(self, part: Part, slot: int, clock: Clock, count: int) -> ShardInfo:
         """Put the shard of one array in place, or adopt the one that is."""
-        spec, number, slot = part.spec, len(journal.finished), journal.start["slot"]
+        spec, number = part.spec, len(clock.finished)
         key = spec.shard_key(slot, number)
         if part.in_place and part.file is not None:
             self._storage.sync_folder(self._storage.path(key).parent, key)
@@ -259,10 +313,10 @@ class _Recoverer:
         shard = ShardWriter(path, key, spec.chunks_per_shard)
         try:
             if part.file is not None:
-                for step, place in enumerate(journal.open.places[spec.name][:count]):
+                for step, place in enumerate(clock.open.places[spec.name][:count]):
                     shard.add(step, part.file.read(*place))
             else:
-                rows = journal.open.values(spec.name, count)
+                rows = clock.open.values(spec.name, count)
                 for chunk, start in enumerate(range(0, count, spec.chunk_steps)):
                     shard.add(chunk, encode_chunk(spec, rows[start : start + spec.chunk_steps]))
             info = shard.finish()
@@ -286,6 +340,14 @@ class _Recoverer:
         except AlreadyExistsError:
             return False
         return True
+
+
+def _outcome_within(outcome: Outcome, num_steps: int) -> tuple[Outcome, list[str]]:
+    """What can be said of an outcome where so many steps are saved, and what has to be said beside it."""
+    if outcome.step is None or outcome.step < num_steps:
+        return outcome, []
+    remark = f"the failure was at step {outcome.step}, after the {num_steps} that are saved: its step is unknown now"
+    return replace(outcome, step=None), [remark]
 
 
 def _left(claim: Claim, reason: str) -> RecoveredEpisode:

@@ -17,13 +17,17 @@ import numpy as np
 
 from ..codecs import crc32c, decode_chunk
 from ..errors import CorruptDataError
+from ..labels import Outcome
 from ..layout import ArraySpec, journal_key
+from ..metadata import check_metadata
+from ..schema import STEP
 from ..shards import ShardInfo, ShardReader
 from ..storage import LocalStorage, StoredFile
 from .journal import Frame, read_journal
 
 _BLOCK = 2**22
 _CHECKSUM = 4
+_MAX_STEPS = 2**31
 
 
 @dataclass
@@ -47,27 +51,67 @@ class Segment:
 
 
 @dataclass
+class Clock:
+    """What the journal says of one clock.
+
+    Attributes:
+        specs: Its recorded arrays.
+        finished: The shards of each segment that is in place.
+        last_count: Steps of the last finished segment.
+        open: The segment after it.
+        timestamp_source: Where the stamps come from.
+        dropped_images: Images that the recorder dropped, by feature.
+    """
+
+    specs: dict[str, ArraySpec]
+    finished: list[list[ShardInfo]] = field(default_factory=list)
+    last_count: int = 0
+    open: Segment = field(default_factory=Segment)
+    timestamp_source: str = "monotonic"
+    dropped_images: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def segment_steps(self) -> int:
+        """Steps of a whole segment."""
+        return next(iter(self.specs.values())).segment_steps
+
+    @property
+    def finished_steps(self) -> int:
+        """Steps of the finished segments."""
+        return (len(self.finished) - 1) * self.segment_steps + self.last_count if self.finished else 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the journal tells of."""
+        return self.finished_steps + self.open.count
+
+
+@dataclass
 class Journal:
     """The content of a journal.
 
     Attributes:
         start: Its first frame.
-        finished: The shards of each segment that is in place.
-        last_count: Steps of the last finished segment.
-        open: The segment after it.
-        timestamp_source: Where the stamps come from.
+        metadata: Of the episode, as it was said last.
+        clocks: By name.
+        outcome: How it ended, as it was said last. Its step may lie past the steps that are whole.
     """
 
     start: dict[str, Any]
-    finished: list[list[ShardInfo]] = field(default_factory=list)
-    last_count: int = 0
-    open: Segment = field(default_factory=Segment)
-    timestamp_source: str = "monotonic"
+    metadata: dict[str, Any]
+    clocks: dict[str, Clock]
+    outcome: Outcome = field(default_factory=Outcome)
 
-    def num_steps(self, segment_steps: int) -> int:
-        """Steps that it tells of."""
-        before = (len(self.finished) - 1) * segment_steps + self.last_count if self.finished else 0
-        return before + self.open.count
+    @property
+    def slot(self) -> int:
+        """The slot of the episode."""
+        slot: int = self.start["slot"]
+        return slot
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that it tells of, on all clocks."""
+        return sum(clock.num_steps for clock in self.clocks.values())
 
 
 def read_start(path: Path) -> dict[str, Any] | None:
@@ -87,43 +131,59 @@ def read_start(path: Path) -> dict[str, Any] | None:
     return start
 
 
-def replay(path: Path, specs: Mapping[str, ArraySpec]) -> Journal:
+def replay(path: Path, specs: Mapping[str, ArraySpec], *, kinds: tuple[str, ...] = ()) -> Journal:
     """Read a journal.
 
     Args:
         path: The file; it has a start.
         specs: The recorded arrays of the schema revision that the start names.
+        kinds: The `failure_kinds` of that schema.
 
     Raises:
         CorruptDataError: A whole frame that is not understood.
     """
     frames = read_journal(path)
-    journal = Journal(next(frames).document)
-    segment_steps = next(iter(specs.values())).segment_steps
+    start = next(frames).document
+    clocks: dict[str, Clock] = {}
+    for name, spec in specs.items():
+        clocks.setdefault(spec.clock, Clock({})).specs[name] = spec
+    journal = Journal(start, start["metadata"], clocks)
     try:
         for frame in frames:
-            _add(journal, frame, specs, segment_steps)
+            if frame.document["type"] in ("outcome", "metadata"):
+                _add_note(journal, frame.document, kinds)
+            else:
+                _add(journal.slot, clocks[frame.document.get("clock", STEP)], frame)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptDataError(f"journal: a frame is not understood: {error!r}; {path}") from error
     return journal
 
 
-def _add(journal: Journal, frame: Frame, specs: Mapping[str, ArraySpec], segment_steps: int) -> None:
-    document, segment = frame.document, journal.open
-    number = len(journal.finished)
-    if journal.finished and journal.last_count != segment_steps:
+def _add_note(journal: Journal, document: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    if document["type"] == "outcome":
+        journal.outcome = Outcome.from_json(document["outcome"])
+        journal.outcome.check(num_steps=_MAX_STEPS, kinds=kinds)
+    else:
+        journal.metadata = check_metadata({**journal.metadata, **document["metadata"]})
+
+
+def _add(slot: int, clock: Clock, frame: Frame) -> None:
+    document, segment, specs = frame.document, clock.open, clock.specs
+    number, segment_steps = len(clock.finished), clock.segment_steps
+    if clock.finished and clock.last_count != segment_steps:
         raise ValueError("steps after the last segment")
+    source, dropped = str(document["timestamp_source"]), dict(document.get("dropped_images", {}))
     if document["type"] == "segment":
         shards = [ShardInfo.from_json(value) for value in document["shards"]]
-        expected = {spec.shard_key(journal.start["slot"], number) for spec in specs.values()}
+        expected = {spec.shard_key(slot, number) for spec in specs.values()}
         if document["segment"] != number or {shard.key for shard in shards} != expected:
             raise ValueError(f"segment {document['segment']} in the place of segment {number}")
         count = document["count"]
         if type(count) is not int or not max(segment.count, 1) <= count <= segment_steps:
             raise ValueError(f"a segment of {count} steps")
-        journal.finished.append(shards)
-        journal.last_count, journal.open = count, Segment()
-        journal.timestamp_source = str(document["timestamp_source"])
+        clock.finished.append(shards)
+        clock.last_count, clock.open = count, Segment()
+        clock.timestamp_source, clock.dropped_images = source, dropped
         return
     if document["type"] != "steps":
         raise ValueError(f"type {document['type']!r}")
@@ -149,7 +209,7 @@ def _add(journal: Journal, frame: Frame, specs: Mapping[str, ArraySpec], segment
     if found != specs.keys() or any((specs[name].chunk_steps == 1) != (name in segment.places) for name in found):
         raise ValueError(f"arrays {sorted(found)}, expected {sorted(specs)}")
     segment.count += count
-    journal.timestamp_source = str(document["timestamp_source"])
+    clock.timestamp_source, clock.dropped_images = source, dropped
 
 
 @dataclass
@@ -174,7 +234,7 @@ def check_finished(storage: LocalStorage, journal: Journal) -> None:
 
     Cost: reads all of them.
     """
-    for infos in journal.finished:
+    for infos in (infos for clock in journal.clocks.values() for infos in clock.finished):
         for info in infos:
             file = storage.open_shard(info.key)
             found = None if file is None else describe(info.key, file)
@@ -183,17 +243,22 @@ def check_finished(storage: LocalStorage, journal: Journal) -> None:
                 raise CorruptDataError(f"shard: it {what}; {info.key}")
 
 
-def open_parts(storage: LocalStorage, journal: Journal, specs: Mapping[str, ArraySpec]) -> list[Part]:
-    """The arrays of the segment that was being recorded, and how many steps of each are whole.
+def open_parts(storage: LocalStorage, slot: int, clock: Clock) -> list[Part]:
+    """The arrays of the segment that was being recorded on a clock, and how many steps of each are whole.
 
     Raises:
         CorruptDataError: A shard in place does not agree with the journal.
     """
-    return [_part(storage, journal, spec) for spec in specs.values()]
+    parts = [_part(storage, slot, clock, spec) for spec in clock.specs.values()]
+    count = min(part.count for part in parts)
+    for part in parts if count else ():
+        if part.spec.chunk_steps != 1:
+            _check_rows_in_place(part, slot, clock, count)
+    return parts
 
 
-def _part(storage: LocalStorage, journal: Journal, spec: ArraySpec) -> Part:
-    slot, number, segment = journal.start["slot"], len(journal.finished), journal.open
+def _part(storage: LocalStorage, slot: int, clock: Clock, spec: ArraySpec) -> Part:
+    number, segment = len(clock.finished), clock.open
     key = spec.shard_key(slot, number)
     placed = storage.open_shard(key)
     if spec.chunk_steps != 1:
@@ -214,22 +279,28 @@ def _part(storage: LocalStorage, journal: Journal, spec: ArraySpec) -> Part:
     return Part(spec, placed, True, _whole_chunks(placed, places))
 
 
-def check_rows_in_place(part: Part, journal: Journal, count: int) -> None:
+def _check_rows_in_place(part: Part, slot: int, clock: Clock, count: int) -> None:
     """Raise CorruptDataError unless the first `count` rows of a shard in place are those of the journal.
 
     Only of arrays with many steps per chunk.
     """
-    spec, segment = part.spec, journal.open
+    spec, segment = part.spec, clock.open
     if part.file is None:
         return
-    key = spec.shard_key(journal.start["slot"], len(journal.finished))
-    reader = ShardReader(part.file, spec)
-    found, expected = decode_chunk(spec, reader.chunk(0))[:count], segment.values(spec.name, count)
+    key = spec.shard_key(slot, len(clock.finished))
+    found, expected = read_rows(ShardReader(part.file, spec), spec, count), segment.values(spec.name, count)
     if spec.codec == "zarr":
         return  # a codec of the user's own, which may be lossy: its checksum has to do
     same = list(found) == list(expected) if spec.is_text else found.tobytes() == expected.tobytes()
     if not same:
         raise CorruptDataError(f"shard: its rows are not those of the journal; {key}")
+
+
+def read_rows(reader: ShardReader, spec: ArraySpec, count: int) -> np.ndarray:
+    """The first `count` steps of a shard of an array with many steps per chunk: (count, *stored_step_shape)."""
+    chunks = [decode_chunk(spec, reader.chunk(chunk)) for chunk in range(-(-count // spec.chunk_steps))]
+    rows: np.ndarray = np.concatenate(chunks)[:count]
+    return rows
 
 
 def _whole_chunks(file: StoredFile, places: list[tuple[int, int]]) -> int:

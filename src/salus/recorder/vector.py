@@ -18,10 +18,12 @@ import numpy as np
 from ..codecs import encode_chunk
 from ..errors import InvalidInputError, RecordingError, SalusError
 from ..labels import Outcome, Result
+from ..layout import ArraySpec
 from ..log.entries import Entry
 from ..log.records import Record
 from ..metadata import check_metadata
 from ..schema import TIMESTAMP, Schema
+from ..statistics import EpisodeStatistics, described
 from ..storage import LocalStorage
 from .batched import StepBuffers, as_stamps, on_host
 from .checking import StepChecker
@@ -74,6 +76,8 @@ class VectorRecorder:
         self._chunks: dict[str, list[list[Future[bytes]]]] = {
             name: [[] for _ in range(self.num_envs)] for name in self._images
         }
+        self._described = [name for name in described(schema) if name in self._images]
+        self._image_statistics: list[EpisodeStatistics | None] = [None] * self.num_envs
         rows = {name: spec for name, spec in specs.items() if name not in self._images}
         self._steps = StepBuffers(rows, self.num_envs)
         self._encoding: list[Future[bytes]] = []
@@ -138,15 +142,33 @@ class VectorRecorder:
         for pending in self._encoding:
             pending.exception()  # wait, so that no more than two batches of images are in memory; errors come at commit
         self._encoding = []
+        try:
+            self._encode_images(ids, stored)
+            self._steps.append(ids, stored, stamps)
+        except BaseException:  # Ctrl-C: images that belong to no step may have been counted
+            for env in ids.tolist():
+                self._image_statistics[env] = None
+            raise
+
+    def _encode_images(self, ids: np.ndarray, stored: Mapping[str, np.ndarray]) -> None:
+        """Have the images of a step encoded, and taken into the statistics of their episodes."""
+        if not self._images:
+            return
+        lengths = self._steps.lengths[ids].tolist()
+        if self._described:
+            for env, step in zip(ids.tolist(), lengths, strict=True):
+                if step == 0:
+                    self._image_statistics[env] = EpisodeStatistics(self._schema, self._described)
         for name, spec in self._images.items():
-            values = np.array(stored.pop(name), order="C", copy=True)
-            for row, env in enumerate(ids.tolist()):
-                future = self._encoders.submit(encode_chunk, spec, values[row : row + 1])
+            values = np.array(stored[name], order="C", copy=True)
+            valid = stored.get(f"{name}.valid", np.ones(len(ids), bool)).tolist()
+            for row, (env, step) in enumerate(zip(ids.tolist(), lengths, strict=True)):
+                counted = self._image_statistics[env] if valid[row] and name in self._described else None
+                future = self._encoders.submit(_encode, spec, values[row : row + 1], counted, step)
                 chunks = self._chunks[name][env]
-                del chunks[self._steps.lengths[env] :]  # left by an append that Ctrl-C interrupted
+                del chunks[step:]  # left by an append that Ctrl-C interrupted
                 chunks.append(future)
                 self._encoding.append(future)
-        self._steps.append(ids, stored, stamps)
 
     def end(
         self,
@@ -243,11 +265,13 @@ class VectorRecorder:
         cost = sum(values.nbytes for values in rows.values()) + sum(
             len(chunk.result()) for chunks in images.values() for chunk in chunks if chunk.exception() is None
         )
+        counted = self._image_statistics[env]
         self._clear(env)
-        return EndedEpisode(record, rows, images, cost)
+        return EndedEpisode(record, rows, images, cost, self._schema, counted)
 
     def _clear(self, env: int) -> None:
         self._steps.clear(env)
+        self._image_statistics[env] = None
         for chunks in self._chunks.values():
             chunks[env] = []
 
@@ -343,6 +367,16 @@ class VectorRecorder:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{np.count_nonzero(self._steps.lengths)} open episodes"
         return f"<salus.VectorRecorder of {self.num_envs} environments: {state}>"
+
+
+def _encode(spec: ArraySpec, value: np.ndarray, statistics: EpisodeStatistics | None, step: int) -> bytes:
+    """On an encoding thread: one image, (1, *stored_step_shape).
+
+    `append` waits for the batch before, so one thread at a time adds to a feature of an episode, in the order of steps.
+    """
+    if statistics is not None:
+        statistics.add_sample(spec.name, statistics.sample(spec.name, value[0], step))
+    return encode_chunk(spec, value)
 
 
 def _one_each(value: Any, count: int, what: str, single: Any) -> list[Any]:
