@@ -67,7 +67,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: one("a", Feature(range=(0, 1, 2))), "'a': range: got (0, 1, 2)"),  # type: ignore[arg-type]
     (lambda: one("a", Feature((), "int8", allow_nan=True)), "'a': allow_nan: int8 has no NaN"),
     (lambda: one("a", Feature(derived="length")), "'a': derived: got 'length', expected 'outcome' or nothing"),  # type: ignore[arg-type]
-    (lambda: one("a", Feature(clock="joints")), "'a': clock: got 'joints', expected one of 'step'; Schema(..., clocks={'joints': rate in Hz}) declares it"),
+    (
+        lambda: one("a", Feature(clock="joints")),
+        "'a': clock: got 'joints', expected one of 'step'; Schema(..., clocks=",
+    ),
     (
         lambda: one("a", Feature((3, 2), derived="outcome")),
         "got shape (3, 2), expected the labels' (horizons, kinds) (0, 1)",
