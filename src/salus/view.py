@@ -356,7 +356,7 @@ class DatasetView(Sequence[Episode]):
             CorruptDataError: The record of an episode does not hold, or what it says of a feature (`recompute=True`
                 passes over that), or a value that has to be read.
 
-        Cost: one read of a small record per episode, and some milliseconds to check and merge what it says (6 for 42
+        Cost: one read of a small record per episode, and a millisecond or two to check and merge what it says (42
         floats and a camera); memory does not grow with the episodes. Episodes without statistics cost a read of their
         values.
         """

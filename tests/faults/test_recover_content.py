@@ -67,13 +67,16 @@ def written(recorder: salus.Recorder) -> None:
     recorder._background.start(lambda: None).result()
 
 
-def record_everything_and_die(path: Path, num_steps: int) -> None:
+def record_everything_and_die(path: Path, num_steps: int, commit: bool) -> None:
     salus.recorder.files.FLUSH_INTERVAL_S = 0
     recorder = salus.Recorder(salus.open(path, mode="a"))
     episode = recorder.start()
     for step in range(num_steps):
         episode.append(everything(step))
     written(recorder)
+    if commit:  # up to its record
+        salus.recorder.files.EpisodeFiles.commit = lambda *_: os._exit(9)
+        episode.commit()
     os._exit(9)
 
 
@@ -84,12 +87,13 @@ def die(record: Callable[..., None], *arguments: Any) -> None:
     assert process.exitcode == 9
 
 
+@pytest.mark.parametrize("commit", [False, True])  # die while recording, or when all shards are in place
 @pytest.mark.parametrize("num_steps", [5, 32, 41])  # within a segment, at its end, past several
-def test_statistics_are_the_same_bits_as_those_of_a_recorder(path: Path, num_steps: int) -> None:
+def test_statistics_are_the_same_bits_as_those_of_a_recorder(path: Path, num_steps: int, commit: bool) -> None:
     with salus.Recorder(salus.create(path, EVERYTHING)) as recorder, recorder.episode() as episode:
         for step in range(num_steps):
             episode.append(everything(step))
-    die(record_everything_and_die, path, num_steps)
+    die(record_everything_and_die, path, num_steps, commit)
     report = salus.recover(path)
     assert [(found.num_steps, found.remarks) for found in report.salvaged] == [(num_steps, ())]
     recorded, recovered = salus.open(path)
@@ -109,7 +113,7 @@ def test_statistics_are_the_same_bits_as_those_of_a_recorder(path: Path, num_ste
 
 def test_they_are_of_the_steps_that_were_saved(path: Path) -> None:
     salus.create(path, EVERYTHING)
-    die(record_everything_and_die, path, 41)
+    die(record_everything_and_die, path, 41, False)
     [progress] = path.joinpath(journal_key(0)).parent.glob("image.2.shard")
     body = bytearray(progress.read_bytes())
     [*_, last] = read_journal(path / journal_key(0))
@@ -125,7 +129,7 @@ def test_they_are_of_the_steps_that_were_saved(path: Path) -> None:
 
 def test_images_that_cannot_be_decoded_here_come_back_without_statistics(path: Path) -> None:
     salus.create(path, EVERYTHING)
-    die(record_everything_and_die, path, 20)
+    die(record_everything_and_die, path, 20, False)
     script = (
         "import sys; sys.modules['imagecodecs'] = None; import salus\n"
         "[found] = salus.recover(sys.argv[1]).salvaged; print(found.num_steps, *found.remarks)"

@@ -158,8 +158,9 @@ def test_of_two_recoverers_exactly_one_wins(path: Path) -> None:
     barrier = SPAWN.Barrier(2)
     pipes = [SPAWN.Pipe() for _ in range(2)]
     processes = [SPAWN.Process(target=recover_at_once, args=(path, barrier, theirs)) for _, theirs in pipes]
-    for process in processes:
+    for process, (_, theirs) in zip(processes, pipes, strict=True):
         process.start()
+        theirs.close()  # so that one that dies is seen, and not waited for
     answers = [ours.recv() for ours, _ in pipes]
     for process in processes:
         process.join(60)

@@ -109,9 +109,10 @@ class RecoveryReport:
 def recover(path: str | os.PathLike[str], *, force: bool = False, dry_run: bool = False) -> RecoveryReport:
     """Bring back what recorders that died have left, as episodes with the status `"salvaged"`.
 
-    An episode whose process lives is left alone. One of which no step is whole is aborted. An episode of another host
-    can only be aborted, as its steps may be there: it is left, unless `force` is given. Running it again, also after a
-    crash of its own, goes on where it stopped.
+    They have the outcome and the metadata that were given before, and statistics. An episode whose process lives is
+    left alone. One of which no step is whole is aborted, and so is one whose group commit (`recorder.vector`) was cut
+    off: nobody was told that it is kept. An episode of another host can only be aborted, as its steps may be there: it
+    is left, unless `force` is given. Running it again, also after a crash of its own, goes on where it stopped.
 
     Args:
         path: The dataset.
@@ -126,8 +127,9 @@ def recover(path: str | os.PathLike[str], *, force: bool = False, dry_run: bool 
         NotFoundError, FormatError, CorruptDataError: As `salus.open`.
         RecordingError: The storage refused: the disk is full, or read-only. Nothing is lost; run it again.
 
-    Cost: reads the unfinished episodes whole. Thread-safety: safe, and from several processes: one of them recovers an
-    episode, the others leave it and say so.
+    Cost: reads the unfinished episodes whole, and decodes them for their statistics.
+
+    Thread-safety: safe, and from several processes: one of them recovers an episode, the others leave it and say so.
     """
     storage = open_dataset(path).storage
     if not isinstance(storage, LocalStorage):
