@@ -111,12 +111,12 @@ def run(trial: Trial, share: float) -> dict[str, Any]:
     """Run one trial at a share of its figures."""
     figures = [max(1, round(figure * share)) for figure in trial.figures]
     command = [sys.executable, "-W", "ignore", "-m", f"tests.faults.{trial.module}", *map(str, figures)]
-    began = time.monotonic()
+    tested, began = commit(), time.monotonic()
     done = subprocess.run(command, check=False, cwd=_ROOT, capture_output=True, text=True)
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
+        "commit": tested,
         "figures": figures,
         "seeds": trial.seeds(figures),
         "passed": done.returncode == 0,
