@@ -67,18 +67,12 @@ def check(path: Path, lines: list[Line], *, cut_at: float) -> dict[str, Any]:
     acknowledged = {details["uid"]: details["seed"] for _, event, details in lines if event == "committed"}
     discarded = {details["uid"] for _, event, details in lines if event == "discarded"}
     dataset = salus.open(path, mode="a")
-    _check_episodes(dataset, acknowledged, discarded)
-    report = salus.recover(path)
-    if report.left:  # of a group that was being committed: shards, but no journal and no record
-        assert all(GROUP_LEFT in left.reason for left in report.left), report
-        report = salus.recover(path, force=True)
-        assert not report.left, report
+    check_episodes(dataset, acknowledged, discarded)
+    report = recover(path)
     running = _check_running(path, lines, cut_at)
     dataset = salus.open(path)
-    assert dataset.unfinished() == []
-    assert list((path / "_salus" / "journal").glob("*")) == []
-    _check_episodes(dataset, acknowledged, discarded)
-    _check_that_work_goes_on(path)
+    check_episodes(dataset, acknowledged, discarded)
+    check_that_work_goes_on(path)
     return running | {
         "acknowledged": len(acknowledged),
         "unacknowledged": len(dataset) - len(acknowledged) - len(report.salvaged),
@@ -87,7 +81,20 @@ def check(path: Path, lines: list[Line], *, cut_at: float) -> dict[str, Any]:
     }
 
 
-def _check_episodes(dataset: salus.Dataset, acknowledged: dict[str, int], discarded: set[str]) -> None:
+def recover(path: Path) -> salus.RecoveryReport:
+    """Bring everything that was left to an end, which leaves no journal."""
+    report = salus.recover(path)
+    if report.left:  # of a group that was being committed: shards, but no journal and no record
+        assert all(GROUP_LEFT in left.reason for left in report.left), report
+        report = salus.recover(path, force=True)
+        assert not report.left, report
+    assert salus.open(path).unfinished() == []
+    assert list((path / "_salus" / "journal").glob("*")) == []
+    return report
+
+
+def check_episodes(dataset: salus.Dataset, acknowledged: dict[str, int], discarded: set[str]) -> None:
+    """Every acknowledged episode (uid to seed) is there, no discarded one is, and all that is there is whole."""
     found = {entry.uid: entry.status for entry in dataset.episodes}
     missing = [uid for uid in acknowledged if found.get(uid) != "committed"]
     assert not missing, f"{len(missing)} of {len(acknowledged)} acknowledged episodes are not there: {missing[:3]}"
@@ -134,7 +141,8 @@ def _check_running(path: Path, lines: list[Line], cut_at: float) -> dict[str, An
     return {"lost_s": max(lost_s)}
 
 
-def _check_that_work_goes_on(path: Path) -> None:
+def check_that_work_goes_on(path: Path) -> None:
+    """One more episode is recorded, and after it plain zarr sees what the log says."""
     seed = 5  # of no writer
     with salus.Recorder(salus.open(path, mode="a")) as recorder:
         entry = recorder.record_episode(make_arrays(seed, num_steps_of(seed)), {"seed": seed})

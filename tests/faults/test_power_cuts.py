@@ -12,6 +12,7 @@ import json
 import os
 import random
 import selectors
+import signal
 import stat
 import subprocess
 import sys
@@ -124,11 +125,11 @@ class Processes:
         self._without = without
         self._selector = selectors.DefaultSelector()
         self._parts: dict[int, bytes] = {}
-        self._pids: dict[int, int] = {}
+        self._pids: dict[int, int] = {}  # of those that live
 
-    def start(self, body: Body) -> None:
-        """Fork a child that runs `body` until its disk is gone. This process must have no threads."""
-        number = len(self._pids) + 1
+    def start(self, body: Body) -> int:
+        """Fork a child that runs `body` until its disk is gone; its pid. This process must have no threads."""
+        number = len(self._parts) + 1
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -136,6 +137,16 @@ class Processes:
         os.close(writing)
         self._selector.register(reading, selectors.EVENT_READ, number)
         self._parts[number], self._pids[number] = b"", pid
+        return pid
+
+    def kill(self) -> None:
+        """Those that live still."""
+        for pid in self._pids.values():
+            os.kill(pid, signal.SIGKILL)
+
+    def alive(self, pid: int) -> bool:
+        """Whether it was not seen to end yet."""
+        return pid in self._pids.values()
 
     def _be_child(self, body: Body, number: int, writing: int) -> None:
         def say(event: str, details: Any) -> None:
@@ -145,6 +156,8 @@ class Processes:
             say("raised", f"{arguments.exc_type.__name__} in a thread: {arguments.exc_value}")
 
         threading.excepthook = raised
+        for pipe in list(self._selector.get_map()):  # else nobody would notice that the parent is gone
+            os.close(pipe)
         try:
             if self._without:
                 skip_syncs(self._without)
@@ -165,7 +178,7 @@ class Processes:
                 if not part:
                     self._selector.unregister(key.fd)
                     os.close(key.fd)
-                    os.waitpid(self._pids[key.data], 0)
+                    os.waitpid(self._pids.pop(key.data), 0)
                     continue
                 *whole, self._parts[key.data] = (self._parts[key.data] + part).split(b"\n")
                 said = [tuple(json.loads(line)) for line in whole]
@@ -216,20 +229,20 @@ def cut_once(folder: Path, kind: Kind, seed: int, *, without: str = "") -> dict[
     assert not raised, f"{about}: {raised[0]}"
     disk.unmount()
     disk.mount()
-    answer = judge(path, processes.lines, cut_at)
+    answer = in_child(lambda: check(path, processes.lines, cut_at=cut_at))
     disk.remove()
     if "lost" in answer and not without:
         raise AssertionError(f"{about}: {answer['lost']}")
     return answer
 
 
-def judge(path: Path, lines: list[Line], cut_at: float) -> dict[str, Any]:
-    """`power_judge.check` in a child, since it starts threads, and who has threads does not fork."""
+def in_child(judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `judge` returns, or `{"lost": why}`. It starts threads, and who has threads does not fork: so in a child."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            answer = check(path, lines, cut_at=cut_at)
+            answer = judge()
         except BaseException:  # noqa: BLE001 - an error of any kind is a loss
             answer = {"lost": traceback.format_exc()}
         os.write(writing, json.dumps(answer)[:60_000].encode())

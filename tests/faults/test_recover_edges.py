@@ -94,6 +94,22 @@ def test_a_journal_without_a_whole_frame_is_aborted(path: Path) -> None:
     assert salus.open(path).unfinished() == []
 
 
+@pytest.mark.parametrize("zeros", [8, 9, 4096])
+def test_zeros_that_a_power_cut_left_end_the_journal(path: Path, zeros: int) -> None:
+    journal = dead(path, 3)
+    with journal.open("ab") as file:
+        file.write(bytes(zeros))
+    [found] = salus.recover(path).episodes
+    assert (found.action, found.num_steps, found.lost_steps) == ("salvaged", 3, 0)
+
+
+def test_a_journal_of_zeros_is_aborted(path: Path) -> None:
+    journal = dead(path, 3)
+    journal.write_bytes(bytes(4096))
+    [found] = salus.recover(path).episodes
+    assert (found.action, found.num_steps) == ("aborted", 0)
+
+
 def test_the_first_image_that_does_not_hold_ends_the_episode(path: Path) -> None:
     journal = dead(path, 3)
     [shard] = journal.parent.glob("camera.0.shard")

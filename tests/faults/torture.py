@@ -104,6 +104,14 @@ TRIALS = (
         (50_000,),
         seeds=lambda figures: up_to(figures[0]),
     ),
+    Trial(
+        "soak",
+        "Minutes of recording, amending, publishing and reading by two processes that live on, while writers beside "
+        "them are killed and what they left is recovered: nothing is lost, and neither memory nor descriptors grow",
+        "soak",
+        (30,),
+        seeds=lambda _: up_to(1),
+    ),
 )
 
 
