@@ -214,23 +214,27 @@ def cut_once(folder: Path, kind: Kind, seed: int, *, without: str = "") -> dict[
         first(path, seed, rng, say)
 
     processes, began = Processes(path, seed, without), time.monotonic()
-    processes.start(create_and_record)
-    processes.listen(after, until="created")
-    if any(event == "created" for _, event, _ in processes.lines):
-        for body in others:
-            processes.start(body)
-    ended = processes.listen(max(began + after - time.monotonic(), 0))
-    cut_at = time.monotonic()
-    disk.cut()
-    about = f"seed {seed}, {disk.about}, cut after {after:.3f} s, {[first.__name__, *(b.__name__ for b in others)]}"
-    assert not ended, f"they ended before the cut; {about}: {processes.lines[-3:]}"
-    assert processes.listen(END_S), f"a process without a disk does not end; {about}"
-    raised = [details for _, event, details in processes.lines if event == "raised"]
-    assert not raised, f"{about}: {raised[0]}"
-    disk.unmount()
-    disk.mount()
-    answer = in_child(lambda: check(path, processes.lines, cut_at=cut_at))
-    disk.remove()
+    try:
+        processes.start(create_and_record)
+        processes.listen(after, until="created")
+        if any(event == "created" for _, event, _ in processes.lines):
+            for body in others:
+                processes.start(body)
+        ended = processes.listen(max(began + after - time.monotonic(), 0))
+        cut_at = time.monotonic()
+        disk.cut()
+        about = f"seed {seed}, {disk.about}, cut after {after:.3f} s, {[first.__name__, *(b.__name__ for b in others)]}"
+        assert not ended, f"they ended before the cut; {about}: {processes.lines[-3:]}"
+        assert processes.listen(END_S), f"a process without a disk does not end; {about}"
+        raised = [details for _, event, details in processes.lines if event == "raised"]
+        assert not raised, f"{about}: {raised[0]}"
+        disk.unmount()
+        disk.mount()
+        answer = in_child(lambda: check(path, processes.lines, cut_at=cut_at))
+    finally:
+        processes.kill()
+        processes.listen(END_S)
+        disk.remove()
     if "lost" in answer and not without:
         raise AssertionError(f"{about}: {answer['lost']}")
     return answer
