@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,21 @@ def test_end_is_refused_whole(dataset: salus.Dataset) -> None:
             vector.end([1], outcome=["success", None])
         assert vector.num_steps.tolist() == [0, 1]
         assert vector.end([1])[0].result(30).num_steps == 1
+
+
+def test_a_recorder_forgets_the_vectors_that_were_closed(dataset: salus.Dataset) -> None:
+    with salus.Recorder(dataset) as recorder:
+        closed = []
+        for seed in range(3):
+            with recorder.vector(2) as vector:
+                vector.append(steps_of(2, seed))
+                vector.end([0, 1])
+            closed.append(weakref.ref(vector))
+        del vector
+        recorder.vector(1)
+        gc.collect()
+        assert [each() for each in closed] == [None] * 3
+    assert len(dataset.refresh()) == 6
 
 
 def test_open_episodes_at_close_are_an_error(dataset: salus.Dataset) -> None:

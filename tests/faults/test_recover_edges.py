@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import multiprocessing
@@ -92,6 +93,37 @@ def test_a_journal_without_a_whole_frame_is_aborted(path: Path) -> None:
     assert [found.action for found in salus.recover(path).episodes] == ["aborted"]
     assert len(salus.open(path)) == 0
     assert salus.open(path).unfinished() == []
+
+
+@pytest.mark.parametrize("zeros", [8, 9, 4096])
+def test_zeros_that_a_power_cut_left_end_the_journal(path: Path, zeros: int) -> None:
+    journal = dead(path, 3)
+    with journal.open("ab") as file:
+        file.write(bytes(zeros))
+    [found] = salus.recover(path).episodes
+    assert (found.action, found.num_steps, found.lost_steps) == ("salvaged", 3, 0)
+
+
+def test_a_journal_of_zeros_is_aborted(path: Path) -> None:
+    journal = dead(path, 3)
+    journal.write_bytes(bytes(4096))
+    [found] = salus.recover(path).episodes
+    assert (found.action, found.num_steps) == ("aborted", 0)
+
+
+def test_a_journal_that_the_disk_refuses_is_a_typed_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, plain_open = dead(path, 3), os.open
+
+    def refusing(file: Any, *more: Any, **named: Any) -> int:
+        if file == journal:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return plain_open(file, *more, **named)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(salus.StorageError, match="Input/output error"):
+        salus.open(path, mode="a")
+    with pytest.raises(salus.StorageError, match="Input/output error"):
+        salus.recover(path)
 
 
 def test_the_first_image_that_does_not_hold_ends_the_episode(path: Path) -> None:

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ class Trial(NamedTuple):
         module: Run as `python -m` with the figures as arguments; its last line says what it did.
         figures: What is asked for.
         joined: What stands between them.
+        seeds: Of what is drawn, said from the figures; "" where nothing is drawn.
     """
 
     name: str
@@ -39,6 +41,12 @@ class Trial(NamedTuple):
     module: str
     figures: tuple[int, ...]
     joined: str = " + "
+    seeds: Callable[[list[int]], str] = lambda _: ""
+
+
+def up_to(count: int) -> str:
+    """So many seeds, counted from 0."""
+    return f"seeds 0 to {count - 1:,}" if count > 1 else "seed 0"
 
 
 TRIALS = (
@@ -48,12 +56,22 @@ TRIALS = (
         "random times: what was committed is there, nothing is there in part, and recording goes on",
         "test_crash_between_steps",
         (5_000, 2_000),
+        seeds=lambda figures: up_to(-(-figures[1] // 100)),
     ),
     Trial(
         "power loss",
         "Every operation of a recording replayed on a disk that loses, reorders and tears all that was not synced",
         "test_power_loss",
         (100_000,),
+        seeds=lambda _: "seed 0 and on, one for each recording",
+    ),
+    Trial(
+        "power cuts",
+        "Recorders, publishers and an episode that is running, on an ext4 and an xfs of their own that are shut down "
+        "at a random time and mounted again, with several mount options: so many cuts of each",
+        "test_power_cuts",
+        (200, 200),
+        seeds=lambda figures: up_to(max(figures)),
     ),
     Trial(
         "refused calls",
@@ -76,6 +94,7 @@ TRIALS = (
         "test_many_writers",
         (64, 200, 20),
         " × ",
+        seeds=lambda figures: up_to(figures[2]),
     ),
     Trial(
         "interleavings",
@@ -83,6 +102,15 @@ TRIALS = (
         "anywhere; the real log code on a storage in memory",
         "test_interleavings",
         (50_000,),
+        seeds=lambda figures: up_to(figures[0]),
+    ),
+    Trial(
+        "soak",
+        "Minutes of recording, amending, publishing and reading by two processes that live on, while writers beside "
+        "them are killed and what they left is recovered: nothing is lost, and neither memory nor descriptors grow",
+        "soak",
+        (30,),
+        seeds=lambda _: up_to(1),
     ),
 )
 
@@ -91,18 +119,32 @@ def run(trial: Trial, share: float) -> dict[str, Any]:
     """Run one trial at a share of its figures."""
     figures = [max(1, round(figure * share)) for figure in trial.figures]
     command = [sys.executable, "-W", "ignore", "-m", f"tests.faults.{trial.module}", *map(str, figures)]
-    began = time.monotonic()
+    tested, began = commit(), time.monotonic()
     done = subprocess.run(command, check=False, cwd=_ROOT, capture_output=True, text=True)
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": tested,
         "figures": figures,
+        "seeds": trial.seeds(figures),
         "passed": done.returncode == 0,
         "said": lines[-1] if lines else "",
         "output": [] if done.returncode == 0 else lines[-60:],
         "seconds": round(time.monotonic() - began),
         "machine": f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
+
+
+def commit() -> str:
+    """The commit that is tested, with "+" where files differ from it; "" where there is no git."""
+    # The page is this program's own, so it does not make a difference.
+    changed = _git("status", "--porcelain", "--", ".", ":!docs/reliability.md")
+    return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=False, cwd=_ROOT, capture_output=True, text=True)  # noqa: S607
+    return done.stdout.strip()
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
@@ -114,6 +156,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "",
         "What SALUS promises is tested by breaking things. `make check` runs a cut of each trial below; `make torture`",
         "runs them at full length, one by one, and writes this page. Files lie in memory (`/dev/shm`) while it runs.",
+        "Power cuts need root, loop devices and `apt-get install xfsprogs`.",
         "The processes that die are real ones, except in the replayed power losses and the interleavings.",
         "",
         "| trial | asked | run | outcome |",
@@ -133,7 +176,12 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         if result is None:
             lines.append(f"Not run yet: `python -m tests.faults.torture --only '{trial.name}'`.")
         else:
-            lines.append(f"{result['date']}, {result['machine']}, {result['seconds']:,} s: {result['said']}.")
+            where = [result["date"], result["machine"]]
+            if result.get("commit"):  # older results do not say
+                where.append(f"commit {result['commit']}")
+            if result.get("seeds"):
+                where.append(result["seeds"])
+            lines.append(f"{', '.join(where)}, {result['seconds']:,} s: {result['said']}.")
         lines.append(f"The test: `tests/faults/{trial.module}.py`.")
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import CorruptDataError
+from ..errors import CorruptDataError, StorageError
 from ..layout import journal_key
 from ..storage import LocalStorage, Storage
 from .claims import Claim, claimed_slots, read_claim
@@ -88,20 +88,25 @@ def state_of(storage: Storage, claim: Claim) -> State:
 
     Its lock on the journal decides, once the journal has a first frame, which is written under the lock. Before, and
     where there is no journal, the process itself is looked for.
+
+    Raises:
+        StorageError: The journal cannot be looked at.
     """
     if not claim.is_of_this_host:
         return "other host"
-    path = storage.path(journal_key(claim.slot)) if isinstance(storage, LocalStorage) else None
-    if path is not None and path.is_file() and not path.is_symlink():
+    locked = begun = False
+    if isinstance(storage, LocalStorage):
+        path = storage.path(journal_key(claim.slot))
         try:
-            locked, begun = is_locked(path), path.stat().st_size > 0
+            if path.is_file() and not path.is_symlink():
+                locked, begun = is_locked(path), path.stat().st_size > 0
         except FileNotFoundError:  # it ended in this moment
             locked = begun = False
-        if locked:
-            return "recording" if claim.process_lives else "recovering"
-        if begun:
-            return "dead"
-    return "recording" if claim.process_lives else "dead"
+        except OSError as error:
+            raise StorageError(f"read {journal_key(claim.slot)}: {error.strerror}; {path}") from error
+    if locked:
+        return "recording" if claim.process_lives else "recovering"
+    return "recording" if claim.process_lives and not begun else "dead"
 
 
 def is_locked(path: Path) -> bool:

@@ -259,7 +259,8 @@ class Recorder:
             on_commit=self._publisher.notify,
             check_open=self._check_open,
         )
-        self._vectors.append(vector)
+        with self._lock:  # those that are closed already have nothing to close, and would only take memory
+            self._vectors = [each for each in self._vectors if not each.is_closed] + [vector]
         return vector
 
     def _ended(self, episode: EpisodeWriter) -> None:

@@ -237,7 +237,9 @@ class LocalStorage:
             folder = folder.parent
 
     def sync(self, folder: str) -> None:
-        if self.path(folder).is_dir():
+        with _reading(folder):
+            is_there = self.path(folder).is_dir()
+        if is_there:
             self.sync_folder(self.path(folder), folder)
 
     def sync_folder(self, folder: Path, key: str) -> None:
