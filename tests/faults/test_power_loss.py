@@ -126,7 +126,7 @@ def recover_and_check(path: Path, events: Sequence[tuple[str, dict[str, Any]]]) 
     happened = {event for event, _ in events}
     deleted = salus.open(path)._snapshot.overlays.keys()
     report = salus.recover(path)
-    assert report.left == []
+    assert report.left == [], report.left
     dataset = salus.open(path)
     assert dataset.unfinished() == []
     entries = {entry.slot: entry for entry in dataset.episodes}

@@ -78,7 +78,7 @@ def read_journal(path: Path) -> Iterator[Frame]:
         remaining = os.fstat(file.fileno()).st_size
         while len(header := file.read(_HEADER)) == _HEADER:
             size, remaining = int.from_bytes(header[:4], "little"), remaining - _HEADER
-            if size > remaining:
+            if size == 0 or size > remaining:  # zeros: a power cut kept the file's size, and not its bytes
                 return
             payload, remaining = file.read(size), remaining - size
             if len(payload) < size or crc32c(payload) != int.from_bytes(header[4:], "little"):
