@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from .scenario import Warm
+
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a fresh private directory is made in it
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    """The process whose children record, and die."""
+    process = Warm()
+    yield process
+    process.close()
 
 
 @pytest.fixture

@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from salus.schema import STEP
+
+from . import scenario
+
 Kind = Literal["create", "write", "sync", "sync folder", "link", "rename", "unlink", "mkdir", "rmdir", "acknowledge"]
 
 
@@ -184,16 +188,30 @@ def logged_script(folder: Path) -> list[Operation]:
     return operations
 
 
+def _note_what_is_journalled(logger: Logger) -> None:
+    """Acknowledge the steps of a slot when the flush that made them durable has returned."""
+    files = scenario.salus.recorder.files.EpisodeFiles
+    flush = files._flush
+
+    def noted(self: Any) -> None:
+        pending = self._clocks[STEP].pending
+        steps, written = pending.first + pending.count, pending.count
+        flush(self)
+        if written:
+            logger.acknowledge("journalled", slot=self.slot, steps=steps)
+
+    files._flush = noted  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Run the script under the log."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     folder.mkdir()
-    from . import scenario
-
     scenario.warm_up()
     scenario.salus.recorder.files.FLUSH_INTERVAL_S = 0  # flush the journal at every step
     logger = Logger(folder)
     logger.install()
+    _note_what_is_journalled(logger)
     scenario.run_script(folder / "data.zarr", logger.acknowledge)
     descriptor = os.open(out, os.O_WRONLY | os.O_CREAT, 0o644)
     os.write(descriptor, pickle.dumps(logger.operations))

@@ -84,6 +84,7 @@ def run_script(path: Path, acknowledge: Callable[..., None]) -> None:
         arrays = make_episode(DISCARDED)
         for step in range(LENGTHS[DISCARDED]):
             dropped.append({name: values[step] for name, values in arrays.items()})
+        acknowledge("discarding")
         dropped.discard(reason="operator")
         acknowledge("discarded", uid=dropped.uid)
     acknowledge("closed")

@@ -25,13 +25,6 @@ EVERY = 3  # calls, of which the suite lets one fail
 PARTS = 4
 
 
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    process = Warm()
-    yield process
-    process.close()
-
-
 def inject(warm: Warm, path: Path, number: int, code: int, *, lasting: bool) -> bool:
     """One recording with one injected error, and what must hold after it; False where the script has fewer calls."""
     answer = warm.ask(fail_at=number, errno=code, lasting=lasting, path=path)

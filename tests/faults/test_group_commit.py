@@ -6,7 +6,6 @@ A child dies before its n-th call that changes files, in whatever thread, for ev
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,6 @@ from .test_crash_between_steps import check_episode, check_plain_zarr
 
 SEEDS = {seed for seeds in GROUPS for seed in seeds}
 PARTS = 3  # the first group has four records, so each part comes once between two of them
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    process = Warm()
-    yield process
-    process.close()
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -33,13 +33,6 @@ ENDLESS = salus.Schema(
 )
 
 
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    process = Warm()
-    yield process
-    process.close()
-
-
 @pytest.fixture
 def path(memory_path: Path) -> Path:
     return memory_path / "data.zarr"
