@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -27,7 +28,21 @@ INTERVAL_S = 0.5  # the journal's
 GROUP_LEFT = "its journal and its record are gone"
 SLACK_S = 1.0  # for the writing thread to come round on a busy machine, and for its fsync
 
-Line = tuple[int, str, Any]  # which process, event, details
+
+class Line(NamedTuple):
+    """What a process said.
+
+    Attributes:
+        process: Its number.
+        event: Such as "committed".
+        details: Of the event.
+        when: `time.monotonic()` when it was said.
+    """
+
+    process: int
+    event: str
+    details: Any
+    when: float
 
 
 def num_steps_of(seed: int) -> int:
@@ -59,13 +74,17 @@ def check(path: Path, lines: list[Line], *, cut_at: float) -> dict[str, Any]:
         lines: What the processes said before they ended.
         cut_at: `time.monotonic()` of the cut.
     """
-    events = {event for _, event, _ in lines}
+    events = {line.event for line in lines if line.when < cut_at}
     if "created" in events:
         _check_plain_zarr(path)
     else:
         salus.create(path, SCHEMA, exist_ok=True)
-    acknowledged = {details["uid"]: details["seed"] for _, event, details in lines if event == "committed"}
-    discarded = {details["uid"] for _, event, details in lines if event == "discarded"}
+    committed = [line for line in lines if line.event == "committed"]
+    # xfs confirms an fsync of a directory that runs into the shutdown, and loses it: with no more than link and fsync,
+    # 94 of 165 links confirmed in the milliseconds after the cut were gone, and none confirmed before. With the power
+    # the process would have gone, too, before it said so: what counts was said before.
+    acknowledged = {line.details["uid"]: line.details["seed"] for line in committed if line.when < cut_at}
+    discarded = {line.details["uid"] for line in lines if line.event == "discarded" and line.when < cut_at}
     dataset = salus.open(path, mode="a")
     check_episodes(dataset, acknowledged, discarded)
     report = recover(path)
@@ -73,9 +92,14 @@ def check(path: Path, lines: list[Line], *, cut_at: float) -> dict[str, Any]:
     dataset = salus.open(path)
     check_episodes(dataset, acknowledged, discarded)
     check_that_work_goes_on(path)
+    found = {entry.uid for entry in dataset.episodes}
+    too_late = [1000 * (line.when - cut_at) for line in committed if line.details["uid"] not in found]
+    if too_late:
+        sys.stderr.write(f"said after the cut, and not there: {too_late} ms after it\n")
     return running | {
         "acknowledged": len(acknowledged),
         "unacknowledged": len(dataset) - len(acknowledged) - len(report.salvaged),
+        "too_late": len(too_late),
         "salvaged": len(report.salvaged),
         "aborted": len(report.aborted),
     }
@@ -129,11 +153,11 @@ def _check_running(path: Path, lines: list[Line], cut_at: float) -> dict[str, An
     dataset = salus.open(path)
     lengths = {entry.uid: entry.num_steps for entry in dataset.episodes if entry.status == "salvaged"}
     lost_s = [0.0]
-    for process, event, details in lines:
-        if event != "started":
+    for started in lines:
+        if started.event != "started":
             continue
-        times = [when for other, what, when in lines if other == process and what == "step"]
-        kept = lengths.get(details["uid"], 0)
+        times = [line.when for line in lines if line.process == started.process and line.event == "step"]
+        kept = lengths.get(started.details["uid"], 0)
         assert kept <= len(times) + 1, "more steps than there were"
         if kept < len(times):
             lost_s.append(cut_at - times[kept])

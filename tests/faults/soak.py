@@ -196,7 +196,7 @@ class Soak:
 
     def all(self, event: str) -> list[Any]:
         """The details of all events of a kind."""
-        return [details for _, what, details in self.processes.lines if what == event]
+        return [line.details for line in self.processes.lines if line.event == event]
 
     def _bad_news(self) -> str:
         return "\n".join([*self.all("raised"), *self.all("refused")])

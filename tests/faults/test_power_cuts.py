@@ -1,7 +1,7 @@
 """Real power cuts: recorders write to an ext4 or xfs of their own, which is shut down at a random time.
 
 `python -m tests.faults.test_power_cuts 200 200` cuts so often: on ext4, on xfs. `--without files` lets the recorders
-skip a kind of fsync, and counts how many cuts then lose something. Needs root, loop devices and xfs_io (`apt-get
+skip a kind of fsync, and counts how many cuts then lose something. Needs root, loop devices and xfsprogs (`apt-get
 install xfsprogs`); the mounts are in a mount namespace of their own.
 """
 
@@ -89,7 +89,7 @@ def record_long(path: Path, first: int, rng: random.Random, say: Say) -> None:
         say("started", {"uid": episode.uid})
         for step in range(100_000):
             episode.append(make_step(first, step))
-            say("step", time.monotonic())
+            say("step", step)
             time.sleep(rng.uniform(0, 2 / SCHEMA.rate_hz))
 
 
@@ -150,7 +150,7 @@ class Processes:
 
     def _be_child(self, body: Body, number: int, writing: int) -> None:
         def say(event: str, details: Any) -> None:
-            os.write(writing, (json.dumps([number, event, details]) + "\n").encode())
+            os.write(writing, (json.dumps([number, event, details, time.monotonic()]) + "\n").encode())
 
         def raised(arguments: threading.ExceptHookArgs) -> None:
             say("raised", f"{arguments.exc_type.__name__} in a thread: {arguments.exc_value}")
@@ -181,9 +181,9 @@ class Processes:
                     os.waitpid(self._pids.pop(key.data), 0)
                     continue
                 *whole, self._parts[key.data] = (self._parts[key.data] + part).split(b"\n")
-                said = [tuple(json.loads(line)) for line in whole]
+                said = [Line(*json.loads(line)) for line in whole]
                 self.lines += said
-                if until and any(event == until for _, event, _ in said):
+                if until and any(line.event == until for line in said):
                     return False
         return not self._selector.get_map()
 
@@ -217,16 +217,15 @@ def cut_once(folder: Path, kind: Kind, seed: int, *, without: str = "") -> dict[
     try:
         processes.start(create_and_record)
         processes.listen(after, until="created")
-        if any(event == "created" for _, event, _ in processes.lines):
+        if any(line.event == "created" for line in processes.lines):
             for body in others:
                 processes.start(body)
         ended = processes.listen(max(began + after - time.monotonic(), 0))
-        cut_at = time.monotonic()
-        disk.cut()
+        cut_at = disk.cut()
         about = f"seed {seed}, {disk.about}, cut after {after:.3f} s, {[first.__name__, *(b.__name__ for b in others)]}"
         assert not ended, f"they ended before the cut; {about}: {processes.lines[-3:]}"
         assert processes.listen(END_S), f"a process without a disk does not end; {about}"
-        raised = [details for _, event, details in processes.lines if event == "raised"]
+        raised = [line.details for line in processes.lines if line.event == "raised"]
         assert not raised, f"{about}: {raised[0]}"
         disk.unmount()
         disk.mount()
@@ -294,12 +293,19 @@ def main() -> None:
         judged.append(f"{without} {lost} of {len(some)}")
         assert lost or without == "folders", f"no cut lost anything without fsync of {without}: nothing was tested"
     total = {name: sum(answer[name] for answer in answers) for name in answers[0]}
-    seconds = time.monotonic() - began
+    worst = max(answer["lost_s"] for answer in answers)
+    counts = (
+        f"{wanted['ext4']} cuts of ext4",
+        f"{wanted['xfs']} of xfs",
+        f"{total['acknowledged']} episodes acknowledged",
+        f"{total['unacknowledged']} more whole",
+        f"{total['too_late']} acknowledged after the cut and not kept",
+        f"{total['salvaged']} running ones salvaged (at most their last {worst:.2f} s lost)",
+        f"{total['aborted']} without a step",
+        f"{time.monotonic() - began:.0f} s",
+    )
     print(  # noqa: T201
-        f"{wanted['ext4']} cuts of ext4, {wanted['xfs']} of xfs, {total['acknowledged']} episodes acknowledged, "
-        f"{total['unacknowledged']} more whole, {total['salvaged']} running ones salvaged "
-        f"(at most their last {max(answer['lost_s'] for answer in answers):.2f} s lost), {total['aborted']} without "
-        f"a step, {seconds:.0f} s: none acknowledged lost, none there in part, recording always went on"
+        f"{', '.join(counts)}: none acknowledged lost, none there in part, recording always went on"
         + (f". Cuts that lose something without fsync: of {', of '.join(judged)}" if judged else "")
     )
 
