@@ -44,12 +44,12 @@ def entry(slot: int, **changes: Any) -> Entry:
 
 
 ROWS = [
-    entry(0),
+    entry(0, clock_lengths=(("joints", 200), ("wrist", 0))),
     entry(1, result="failure", failure_kind="drop", failure_step=0, task=None),
     entry(4, result="failure", failure_kind="task 0", task="caf\udce9", shard_sizes=(2**40, 0)),  # texts are shared
     Entry.corrupt(5),
     entry(6, status="aborted", num_steps=0, result="unknown", shard_sizes=()),
-    entry(9, status="salvaged", result="unknown"),
+    entry(9, status="salvaged", result="unknown", clock_lengths=(("drop", 2**31 - 1), ("joints", 7))),
 ]
 
 
@@ -93,6 +93,14 @@ def test_rows_are_found_by_value(entries: Entries, name: str, value: str) -> Non
     assert not entries.has(name, "nothing of that").any()
 
 
+def test_lengths_by_clock(entries: Entries) -> None:
+    for clock in ("step", "joints", "wrist", "drop", "task 0", "arms"):
+        assert entries.lengths(clock).tolist() == [row.length(clock) for row in ROWS]
+        assert entries[::-2].lengths(clock).tolist() == [row.length(clock) for row in ROWS[::-2]]
+    assert [row.length("joints") for row in ROWS] == [200, 0, 0, 0, 0, 7]
+    assert Entries.of().lengths("joints").tolist() == []
+
+
 def test_rows_are_found_by_uid(entries: Entries) -> None:
     wanted = [ROWS[1].uid, ROWS[3].uid, ROWS[5].uid, "no uid", entry(77).uid, "00000000-0000-0000-0000-000000000000"]
     assert entries.has_uid(wanted).tolist() == [False, True, False, True, False, True]
@@ -109,7 +117,7 @@ def test_merging_replaces_and_keeps_the_order_of_slots(entries: Entries) -> None
     expected = [ROWS[0], ROWS[1], entry(2, task="new"), entry(4, shard_sizes=(7, 8, 9)), entry(5), *ROWS[4:]]
     assert list(merged) == expected
     assert list(entries) == ROWS
-    assert list(merged.merged([entry(0)])) == expected
+    assert list(merged.merged([ROWS[0]])) == expected
 
 
 def test_amendments_delete_and_change_rows(entries: Entries) -> None:
@@ -170,13 +178,19 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a revision below none": change("schema_revision", 0, -1, 0, dtype="<i4"),
     "a status that is none": change("status", 0, 4, 0, dtype="u1"),
     "a result that is none": change("result", 0, 3, 0, dtype="u1"),
-    "a text that is not there": change("task", 0, 1, 2, dtype="<i4"),
+    "a text that is not there": change("task", 0, 1, 3, dtype="<i4"),
     "a text below none": change("task", 0, 1, -2, dtype="<i4"),
     "a success that failed": change("failure_step", 0, -1, -1, dtype="<i4"),
     "a failure past the end": change("failure_step", -1, 2, -1, dtype="<i4"),
     "more shards than sizes": change("num_shards", 0, 1, 3, dtype="<i4"),
     "shards below none": change("num_shards", 4, -3, 2, dtype="<i4"),
     "a size below none": change("shard_size", 0, -5, 1),
+    "clocks without names": lambda t: t["columns"].pop("clock_name"),
+    "more clocks than names": change("num_clocks", 0, 2, 0, dtype="<i4"),
+    "clocks below none": change("num_clocks", 2, -1, 0, dtype="<i4"),
+    "a clock below none": change("clock_name", -1, dtype="<i4"),
+    "a clock that is not there": change("clock_name", 9, dtype="<i4"),
+    "a length of a clock below none": change("clock_length", -1, dtype="<i4"),
     "texts are numbers": lambda t: t.update(texts=[1, 2]),
     "texts are the same": lambda t: t.update(texts=["a", "a"]),
     "no texts": lambda t: t.pop("texts"),
@@ -185,7 +199,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_table_that_no_writer_makes_is_refused(what: str) -> None:
-    table = stored(Entries.of([entry(0), entry(1, result="failure"), entry(2)]))
+    table = stored(Entries.of([entry(0), entry(1, result="failure", clock_lengths=(("joints", 5),)), entry(2)]))
     assert Entries.from_json(table, key="")[2].shard_sizes == (0, 1)
     HOSTILE[what](table)
     with pytest.raises(CorruptDataError, match="episode table: not understood: .*; the key"):
