@@ -72,7 +72,8 @@ def make(number: int, lengths: tuple[int, int, int] = (0, 0, 0)) -> tuple[dict[s
 def recorded(path: Path, episodes: list[tuple[dict[str, Any], dict[str, np.ndarray]]]) -> salus.Dataset:
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
         for arrays, stamps in episodes:
-            recorder.record_episode(arrays, timestamp_ns=stamps, outcome="success")
+            given = {name: values for name, values in arrays.items() if len(values)}  # a clock without steps: left out
+            recorder.record_episode(given, timestamp_ns=stamps, outcome="success")
     return salus.open(path)
 
 
@@ -175,7 +176,7 @@ def test_scan_reads_each_step_of_each_clock_once(dataset: salus.Dataset, episode
         for name in names:
             wanted = stamps["joints"] if name == "joints.timestamp_ns" else arrays[name]
             np.testing.assert_array_equal(np.concatenate(mine[name]), np.asarray(wanted))
-    assert num_blocks == len(dataset) if max_block_bytes == 2**30 else num_blocks > 2 * len(dataset)
+    assert num_blocks == len(dataset) if max_block_bytes == 2**30 else num_blocks > len(dataset) + 1
 
 
 def test_scan_of_a_clock_gives_a_block_of_every_episode_and_counts_on_it(dataset: salus.Dataset) -> None:
@@ -244,7 +245,7 @@ def test_windows_are_those_of_a_slow_search(dataset: salus.Dataset, episodes: An
     assert sample["touch"].shape == (2, 1, 4, 3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     lengths=st.lists(
         st.tuples(st.integers(1, 20), st.sampled_from([0, 1, 2, 79, 80, 81, 250]), st.integers(0, 9)),
@@ -377,7 +378,7 @@ def test_loader_and_workers_give_the_same_batches(dataset: salus.Dataset) -> Non
     for loader in (
         salus.torch.Loader(windows, batch_size=10),
         torch.utils.data.DataLoader(windows, batch_size=10, num_workers=1, multiprocessing_context="fork"),
-        torch.utils.data.DataLoader(pickle.loads(pickle.dumps(windows)), batch_size=10),
+        torch.utils.data.DataLoader(pickle.loads(pickle.dumps(windows)), batch_size=10),  # noqa: S301 - our own
     ):
         batches = list(loader)
         assert len(batches) == len(direct)
@@ -466,10 +467,8 @@ def test_a_mixture_reads_clocks_of_all_parts(dataset: salus.Dataset, episodes: A
 
 
 def test_a_mixture_refuses_a_feature_on_different_clocks(dataset: salus.Dataset, tmp_path: Path) -> None:
-    plain = salus.create(
-        tmp_path / "plain.zarr",
-        salus.Schema({"joints": salus.Feature((3,)), "actions": salus.Feature((2,))}, rate_hz=20),
-    )
+    schema = salus.Schema({"joints": salus.Feature((3,)), "actions": salus.Feature((2,))}, rate_hz=20)
+    plain = salus.create(tmp_path / "plain.zarr", schema)
     mixture = salus.concat([dataset, plain])
     assert list(mixture.schema.features) == ["actions"]
     assert mixture.schema.clocks == {}
