@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,12 @@ from .conftest import make_arrays
 def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from salus.cli import main; main()", *map(str, arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env={"COLUMNS": "100", "PATH": ""}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={"COLUMNS": "100", "PATH": "", "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done
