@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salus.clocks import METHODS, SLACK_NS, Seconds, interpolate, match_steps, match_times
+from salus.clocks import COMPARED_AT_ONCE, METHODS, SLACK_NS, Seconds, interpolate, match_steps, match_times
 from salus.errors import InvalidInputError
 
 S = 10**9
@@ -59,6 +59,19 @@ def test_times_are_matched_as_a_slow_search_does(
         for place, target in enumerate(targets[row].tolist()):
             got = tuple(values[row, place].item() for values in found)
             assert got == pytest.approx(slow_match(clock, target, method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_windows_of_many_entries_are_matched_the_same(method: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = [np.cumsum(rng.integers(1, 5000, count)) for count in (300, 7, 1)]
+    stamps = np.array([[*row, *row[-1:].repeat(300 - len(row))] for row in rows])
+    targets = np.concatenate([rng.integers(-9000, 800_000, (3, 90)), stamps[:, :20], stamps[:, :20] - SLACK_NS], axis=1)
+    assert targets.shape[1] * stamps.shape[1] > COMPARED_AT_ONCE
+    found = match_times(stamps, targets, method)
+    for row, place in np.ndindex(targets.shape):
+        got = tuple(values[row, place].item() for values in found)
+        assert got == pytest.approx(slow_match(rows[row].tolist(), int(targets[row, place]), method))
 
 
 @given(

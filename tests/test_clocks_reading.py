@@ -137,6 +137,13 @@ def test_statistics_are_over_the_steps_of_the_clock(dataset: salus.Dataset, epis
         assert int(found["touch"].count[0]) == 17 * 12
         np.testing.assert_allclose(found["joints"].mean, joints.mean(axis=0, dtype=np.float64))
         np.testing.assert_allclose(found["effort"].std, effort.std())
+    for episode in dataset:  # to the last bit: in the batches of the recorder
+        for name in ("joints", "effort", "touch", "actions"):
+            again = episode.read_statistics(name, recompute=True).to_json()
+            kept = episode.statistics[name].to_json()
+            assert {key: again[key] for key in ("count", "mean", "m2")} == {
+                key: kept[key] for key in ("count", "mean", "m2")
+            }
     assert np.isnan(dataset[1].statistics["joints"].mean).all()
     assert "joints" in dataset[1].statistics
 
@@ -322,6 +329,29 @@ def test_only_stamps_around_the_samples_are_read() -> None:
     assert len(read) < 40
 
 
+def test_stamps_that_get_ever_rarer_take_few_looks() -> None:
+    stamps = np.arange(100_000) ** 3
+    looks = 0
+
+    def count(_: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        nonlocal looks
+        looks += 1
+        return np.asarray(stamps[steps])
+
+    current = stamps[[7, 500, 60_000, 99_990]] + 1
+    (found,) = match_clock(
+        [salus.Seconds(0.0, "previous")],
+        np.zeros(4, np.int64),
+        current,
+        lengths=np.full(4, 100_000),
+        periods_ns=np.full(4, 1.0),
+        read_stamps=count,
+    )
+    slack = [slow_match(stamps[:600].tolist(), int(now), "previous")[0] for now in current[:2]]
+    assert found.lower[:, 0].tolist() == [*slack, 60_000, 99_990]
+    assert looks < 100
+
+
 @pytest.mark.parametrize(("pad_before", "pad_after"), [(0, None), (None, 0), (0, 0), (1, 1), (3, 3)])
 @pytest.mark.parametrize("name", ["joints", "touch"])
 def test_padding_is_limited_by_the_features_clock(
@@ -427,8 +457,8 @@ def test_padded_entries_of_a_single_offset_do_not_count_for_a_transform(dataset:
             if len(stamps["joints"]):
                 step, _, _, is_pad = slow_match(stamps["joints"].tolist(), now, "previous")
                 kept += [] if is_pad else [arrays["joints"][step]]
-    result = normalizer({"joints": torch.from_numpy(np.stack(kept))})["joints"]
-    assert (float(result.min()), float(result.max())) == pytest.approx((-1, 1))
+    result = normalizer({"joints": torch.from_numpy(np.stack(kept))})["joints"].numpy()
+    np.testing.assert_allclose([result.min(axis=0), result.max(axis=0)], [[-1] * 3, [1] * 3], rtol=1e-6)
 
 
 def test_the_original_dataset_takes_the_last_value_by_then(tmp_path: Path) -> None:
@@ -442,7 +472,7 @@ def test_the_original_dataset_takes_the_last_value_by_then(tmp_path: Path) -> No
     signals = rng.normal(size=(80, 12)).astype(np.float32)
     arrays = {"images": np.zeros((20, 3, 8, 8), np.uint8), "states": np.zeros((20, 7)), "actions": np.zeros((20, 7))}
     with salus.Recorder(salus.create(tmp_path / "data.zarr", schema)) as recorder:
-        stamps = {"step": np.arange(20) * 40 * MS, "forces": np.arange(80) * 10 * MS - 3 * MS}
+        stamps = {"step": np.arange(20) * 40 * MS, "forces": np.arange(80) * 10 * MS - 8 * MS}
         recorder.record_episode({**arrays, "signals": signals}, timestamp_ns=stamps, outcome="success")
     from salus.data.dataset_mvp import SALUSMVPDataset
 
@@ -483,6 +513,7 @@ def test_clocks_are_added_with_their_features(path: Path, schema: salus.Schema, 
     with pytest.raises(InvalidInputError, match="declares it"):
         dataset.add_features({"joints": salus.Feature((3,), clock="joints")})
     dataset.add_features({"joints": salus.Feature((3,), clock="joints")}, clocks={"joints": 500})
+    assert dataset.lengths("joints").tolist() == []  # until it is refreshed
     joints = np.arange(600, dtype=np.float32).reshape(200, 3)
     with salus.Recorder(dataset) as recorder:
         recorder.record_episode({**arrays(20), "joints": joints})
