@@ -124,6 +124,30 @@ def test_the_only_feature_of_a_clock_needs_no_name_and_several_steps_come_at_onc
     assert group["joints.timestamp_ns"][0].tolist() == [-1, *range(1000), 5000]
 
 
+@pytest.mark.parametrize("when_full", ["block", "drop"])
+def test_batches_of_any_size_cross_the_borders_of_segments(path: Path, when_full: Any) -> None:
+    schema = salus.Schema(
+        {"s": salus.Feature(), "wrist": SCHEMA.features["wrist"], "q": salus.Feature((1,), clock="joints")},
+        rate_hz=50,
+        segment_steps=8,
+        clocks={"joints": 1000, "wrist": 30},
+    )
+    images = np.stack([image(n, (4, 5, 3)) for n in range(30)])
+    done = {"joints": 0, "wrist": 0}
+    with salus.Recorder(salus.create(path, schema), when_full=when_full) as recorder, recorder.episode() as episode:
+        for clock, size in [("joints", 1), ("wrist", 3), ("joints", 200), ("wrist", 7), ("joints", 333), ("wrist", 20)]:
+            numbers = np.arange(done[clock], done[clock] + size)
+            values = numbers[:, None] if clock == "joints" else images[numbers]
+            episode.push(clock, values, timestamp_ns=numbers)
+            done[clock] += size
+        episode.append(s=1)
+        assert episode.clock_lengths == {"joints": 534, "wrist": 30}
+    group = zarr.open_group(path, mode="r")
+    assert group["q"][0, :, 0].tolist() == list(range(534))
+    assert group["joints.timestamp_ns"][0].tolist() == list(range(534))
+    np.testing.assert_array_equal(group["wrist"][0], images)
+
+
 def test_stamps_of_the_recorder_are_on_one_time_base(path: Path) -> None:
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder, recorder.episode() as episode:
         for number in range(20):

@@ -178,9 +178,10 @@ class Stream:
 
     def add_whole(self, stored: Stored, num_steps: int, *, timestamp_source: str) -> None:
         """Take steps that were checked, and that nobody changes."""
-        first = 0
+        first, most = 0, _BATCH_STEPS if self._large else self._segment_steps
         while first < num_steps:
-            stop = min(first + _BATCH_STEPS, (first // self._segment_steps + 1) * self._segment_steps, num_steps)
+            room = self._segment_steps - self.num_steps % self._segment_steps
+            stop = min(first + min(most, room), num_steps)
             part = {name: values[first:stop] for name, values in stored.items()}
             images = {name: part.pop(name) for name in self._large}
             cost = sum(_size(values) for values in [*part.values(), *images.values()])
