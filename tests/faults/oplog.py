@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from salus.schema import STEP
-
 from . import scenario
 
 Kind = Literal["create", "write", "sync", "sync folder", "link", "rename", "unlink", "mkdir", "rmdir", "acknowledge"]
@@ -189,16 +187,15 @@ def logged_script(folder: Path) -> list[Operation]:
 
 
 def _note_what_is_journalled(logger: Logger) -> None:
-    """Acknowledge the steps of a slot when the flush that made them durable has returned."""
+    """Acknowledge the steps of each clock of a slot when the flush that made them durable has returned."""
     files = scenario.salus.recorder.files.EpisodeFiles
     flush = files._flush
 
     def noted(self: Any) -> None:
-        pending = self._clocks[STEP].pending
-        steps, written = pending.first + pending.count, pending.count
+        pending = {clock: state.pending for clock, state in self._clocks.items() if state.pending.count}
         flush(self)
-        if written:
-            logger.acknowledge("journalled", slot=self.slot, steps=steps)
+        for clock, steps in pending.items():
+            logger.acknowledge("journalled", slot=self.slot, clock=clock, steps=steps.first + steps.count)
 
     files._flush = noted  # type: ignore[method-assign]
 

@@ -19,17 +19,22 @@ import pytest
 import zarr
 
 import salus
+from salus.schema import STEP, length_name
 
 from .scenario import (
     AFTERWARDS,
+    CLOCKS_SCHEMA,
     CRASHED,
     LENGTHS,
     SCHEMA,
     STEPWISE,
+    TICKS,
     WHOLE,
     Warm,
     looped_length,
     make_episode,
+    make_script_episode,
+    make_ticks,
 )
 from .sharing import AGAIN_EVERY, Kinds, on_all_cores
 
@@ -74,7 +79,7 @@ def test_the_script_makes_every_kind_of_call(warm: Warm, memory_path: Path) -> N
 
 def check_what_is_there(path: Path, events: dict[str, Any], committed: list[dict[str, Any]]) -> None:
     if "created" not in events:
-        salus.create(path, SCHEMA, exist_ok=True)
+        salus.create(path, CLOCKS_SCHEMA, exist_ok=True)
     dataset = salus.open(path)
     found = {episode.metadata["seed"]: episode for episode in dataset}
     assert len(found) == len(dataset), events
@@ -87,7 +92,7 @@ def check_what_is_there(path: Path, events: dict[str, Any], committed: list[dict
             assert "tagged" in events, events
     assert "deleted" not in events or set(found) == {WHOLE}, events
     for seed, episode in found.items():
-        check_episode(episode, seed)
+        check_script_episode(episode, seed)
     if "amended" in events:
         assert found[WHOLE].metadata["note"] == "amended"
         assert found[WHOLE].outcome == salus.Outcome("failure", "drop", 4)
@@ -96,16 +101,16 @@ def check_what_is_there(path: Path, events: dict[str, Any], committed: list[dict
         tagged = salus.open(path, tag=name)
         assert [episode.metadata["seed"] for episode in tagged] == [WHOLE, STEPWISE], events
         for episode in tagged:
-            check_episode(episode, episode.metadata["seed"])
+            check_script_episode(episode, episode.metadata["seed"])
 
 
 def check_that_work_goes_on(path: Path, events: dict[str, Any]) -> None:
     before = [episode.uid for episode in salus.open(path)]
     with salus.Recorder(salus.open(path, mode="a")) as recorder:
-        entry = recorder.record_episode(make_episode(AFTERWARDS), {"seed": AFTERWARDS})
+        entry = recorder.record_episode(make_script_episode(AFTERWARDS), {"seed": AFTERWARDS})
     dataset = salus.open(path)
     assert [episode.uid for episode in dataset] == [*before, entry.uid], events
-    check_episode(dataset[entry.uid], AFTERWARDS)
+    check_script_episode(dataset[entry.uid], AFTERWARDS)
     check_plain_zarr(path, dataset)
 
 
@@ -115,16 +120,26 @@ def check_episode(episode: salus.Episode, seed: int, num_steps: int | None = Non
     assert len(episode.timestamp_ns) == (num_steps or LENGTHS[seed])
 
 
+def check_script_episode(episode: salus.Episode, seed: int) -> None:
+    """An episode of `run_script`, on both of its clocks."""
+    check_episode(episode, seed)
+    np.testing.assert_array_equal(episode["q"][:], make_ticks(seed))
+    assert len(episode["joints.timestamp_ns"]) == TICKS[seed]
+
+
 def check_plain_zarr(path: Path, dataset: salus.Dataset) -> None:
     """Plain zarr sees the episodes of the log, and nothing else."""
     group = zarr.open_group(path, mode="r")
-    lengths = np.zeros(group["episode_length"].shape, np.int32)
-    for entry in dataset.episodes:
-        lengths[entry.slot] = entry.num_steps
-    np.testing.assert_array_equal(group["episode_length"][:], lengths)
+    for clock in (STEP, *dataset.schema.clocks):
+        found = group[length_name(clock)][:]
+        lengths = np.zeros_like(found)
+        for entry in dataset.episodes:
+            lengths[entry.slot] = entry.length(clock)
+        np.testing.assert_array_equal(found, lengths)
     for episode in dataset:
-        for name in ("camera", "states", "say", "horizon_labels"):
-            np.testing.assert_array_equal(group[name][episode.slot, : len(episode)], episode[name][:])
+        for name in dataset.schema.features:
+            values = episode[name][:]
+            np.testing.assert_array_equal(group[name][episode.slot, : len(values)], values)
 
 
 def check_plain_zarr_meanwhile(path: Path) -> None:
@@ -136,8 +151,9 @@ def check_plain_zarr_meanwhile(path: Path) -> None:
             seed = json.loads(texts[slot])["metadata"]["seed"]
             assert num_steps == LENGTHS[seed]
             assert seed in (WHOLE, STEPWISE)
-            for name, values in make_episode(seed).items():
-                np.testing.assert_array_equal(group[name][slot, :num_steps], values)
+            assert group["joints.episode_length"][slot] == TICKS[seed]
+            for name, values in make_script_episode(seed).items():
+                np.testing.assert_array_equal(group[name][slot, : len(values)], values)
 
 
 def test_kills_at_random_times_lose_nothing_acknowledged(warm: Warm, memory_path: Path) -> None:

@@ -25,10 +25,11 @@ import pytest
 
 import salus
 from salus.recorder.recovery import RecoveryReport
+from salus.schema import STEP
 
 from .disk import EXHAUSTIVE_UP_TO, Builder, Disk, Tree, digest, without
 from .oplog import Operation, logged_script
-from .scenario import DISCARDED, LENGTHS, STEPWISE, make_episode
+from .scenario import DISCARDED, LENGTHS, STEPWISE, TICKS, make_script_episode
 from .sharing import on_all_cores
 from .test_crash_between_steps import check_plain_zarr_meanwhile, check_that_work_goes_on, check_what_is_there
 
@@ -154,23 +155,25 @@ def recover_and_check(path: Path, events: Sequence[tuple[str, dict[str, Any]]], 
     assert "discarded" not in happened or DISCARDED not in seeds.values(), "a discarded episode came back"
     for slot, entry in entries.items():
         episode = dataset[entry.uid]
-        count = len(episode)
-        assert entry.status == "salvaged" or count == LENGTHS[seeds[slot]]
-        for name, values in make_episode(seeds[slot]).items():
-            np.testing.assert_array_equal(episode[name][:], values[:count])
+        counts = len(episode), len(episode["q"])
+        assert counts == (entry.num_steps, entry.length("joints"))
+        assert entry.status == "salvaged" or counts == (LENGTHS[seeds[slot]], TICKS[seeds[slot]])
+        for name, values in make_script_episode(seeds[slot]).items():
+            found = episode[name][:]
+            np.testing.assert_array_equal(found, values[: len(found)])
     statuses = {entry.uid: entry.status for entry in entries.values()}
     for event, details in events:
         if event == "committed" and (details["seed"] != STEPWISE or "tagged" not in happened):
             assert details["uid"] in deleted or statuses[details["uid"]] == "committed"
-    for slot, steps in {
-        details["slot"]: details["steps"] for event, details in events if event == "journalled"
-    }.items():
+    journalled = {
+        (details["slot"], details["clock"]): details["steps"] for event, details in events if event == "journalled"
+    }
+    for (slot, clock), steps in journalled.items():
         if slot in entries:
-            assert entries[slot].num_steps >= steps, f"slot {slot}: {steps} steps were journalled"
+            assert entries[slot].length(clock) >= steps, f"slot {slot}: {steps} steps of {clock} were journalled"
         else:
-            assert MAY_BE_GONE_AFTER.get(slot) in happened, (
-                f"slot {slot}: {steps} steps were journalled, none came back"
-            )
+            gone = MAY_BE_GONE_AFTER.get(slot) in happened or (slot, STEP) not in journalled
+            assert gone, f"slot {slot}: {steps} steps of {clock} were journalled, none came back"
     if again:
         assert salus.recover(path) == RecoveryReport(())
     return len(report.salvaged)

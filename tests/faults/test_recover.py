@@ -20,7 +20,7 @@ import salus
 from salus.layout import journal_key
 from salus.recorder.recovery import RecoveryReport
 
-from .scenario import CRASHED, LENGTHS, CrashBefore, Warm, make_episode
+from .scenario import CRASHED, LENGTHS, TICKS, CrashBefore, Warm, make_script_episode
 from .test_crash_between_steps import check_plain_zarr
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -122,9 +122,10 @@ def check_recovered(path: Path, committed: set[str], events: Any) -> None:
     for episode in dataset:
         seed = episode.metadata["seed"]
         if statuses[episode.uid] == "committed":
-            assert len(episode) == LENGTHS[seed]
-        for name, values in make_episode(seed).items():
-            np.testing.assert_array_equal(episode[name][:], values[: len(episode)], err_msg=str(events))
+            assert (len(episode), len(episode["q"])) == (LENGTHS[seed], TICKS[seed])
+        for name, values in make_script_episode(seed).items():
+            found = episode[name][:]
+            np.testing.assert_array_equal(found, values[: len(found)], err_msg=str(events))
     check_plain_zarr(path, dataset)
     assert salus.recover(path) == RecoveryReport(())
     assert list((path / "_salus" / "journal").glob("*")) == []
