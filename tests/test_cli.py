@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import salus
@@ -20,7 +22,12 @@ from .conftest import make_arrays
 def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from salus.cli import main; main()", *map(str, arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env={"COLUMNS": "100", "PATH": ""}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={"COLUMNS": "100", "PATH": "", "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done
@@ -172,3 +179,40 @@ def test_record_without_demo_or_with_an_unknown_codec_is_refused(path: Path) -> 
     run("record", path, status=2)
     run("record", path, "--demo", "--codec", "h264", status=2)
     assert not path.exists()
+
+
+def test_info_and_show_say_what_runs_on_other_clocks(path: Path) -> None:
+    schema = salus.Schema(
+        {
+            "actions": salus.Feature((2,)),
+            "joints": salus.Feature((3,), clock="joints"),
+            "note": salus.Text(clock="notes"),
+        },
+        rate_hz=10,
+        clocks={"joints": 200, "notes": 1},
+    )
+    with salus.Recorder(salus.create(path, schema)) as recorder:
+        for ticks in (40, 61):
+            recorder.record_episode({"actions": np.zeros((5, 2)), "joints": np.ones((ticks, 3))}, outcome="success")
+    info = json.loads(run("info", path, "--json").stdout)
+    assert info["steps"]["total"] == 10
+    assert info["clocks"]["joints"] == {
+        "rate_hz": 200,
+        "steps": {"total": 101, "shortest": 40, "median": 50.5, "longest": 61},
+    }
+    assert info["clocks"]["notes"]["steps"]["longest"] == 0
+    assert "clock joints: 101 steps (shortest 40, median 50.5, longest 61) at 200 Hz" in run("info", path).stdout
+    shown = json.loads(run("show", path, 1, "--json").stdout)
+    assert shown["num_steps"] == 5
+    assert shown["clocks"]["joints"] == {
+        "num_steps": 61,
+        "rate_hz": 200,
+        "source": "rate",
+        "duration_s": 0.3,
+        "median_period_ms": 5.0,
+        "longest_period_ms": 5.0,
+    }
+    assert shown["features"]["joints"]["shape"] == [61, 3]
+    printed = run("show", path, 1).stdout
+    assert "clock joints, 200 Hz: 61 steps in 0.3 s, a step every 5 ms (longest 5 ms); stamps: nominal" in printed
+    assert "clock notes, 1 Hz: 0 steps\n" in printed

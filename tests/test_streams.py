@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 import time
 import warnings
+import weakref
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -328,6 +330,24 @@ def test_a_sensor_that_never_answers_does_not_hold_the_episode(path: Path, monke
         answer.set()
         thread.join(10)
     check_row(path, 0, 1, 0, 0)
+
+
+def test_the_memory_of_an_episode_that_has_ended_is_free_at_once(path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
+            episode = recorder.start()
+            episode.append(step(0))
+            episode.poll("joints", lambda: joints(0), rate_hz=100)
+            episode.commit()
+            thread = episode._pollers._all[0]._thread
+            kept = [weakref.ref(thing) for thing in (episode, *episode._streams.values())]
+            del episode
+            thread.join(10)
+            wait_for(lambda: not any(reference() for reference in kept))  # the writing thread lets go of its last job
+    finally:
+        gc.enable()
 
 
 # --- schema ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from salus.clocks import Seconds
 from salus.errors import InvalidInputError
-from salus.windows import Bounds, Window, WindowIndex, check_count, step_bounds, time_bounds
+from salus.windows import Bounds, Window, WindowIndex, check_count, ends_of, step_bounds, time_bounds
 
 
 def pairs(index: WindowIndex, samples: Any = None) -> list[tuple[int, int]]:
@@ -198,7 +198,7 @@ def test_padding_of_windows_in_seconds(
         if (pad_before is None or sum(stamp + offset < start for offset in offsets) <= pad_before)
         and (pad_after is None or sum(stamp + offset > stop for offset in offsets) <= pad_after)
     ]
-    first, last = time_bounds([window], stamps, pad_before, pad_after)
+    first, last = time_bounds([(window, stamps[ends_of(len(stamps))])], stamps, pad_before, pad_after)
     assert list(range(first, last + 1)) == expected
 
 

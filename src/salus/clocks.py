@@ -15,6 +15,8 @@ from .errors import InvalidInputError
 
 METHODS = ("nearest", "previous", "linear")
 SLACK_NS = 1000
+COMPARED_AT_ONCE = 4096
+"""From so many comparisons of stamps and targets in a row on, they are searched for one row at a time."""
 MAX_OFFSET_S = 1e8
 
 ReadStamps: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -25,12 +27,16 @@ ReadStamps: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class Seconds:
     """Window offsets in seconds, found through the stamps of each episode, never through a rate.
 
+    They are looked up on the clock that the feature runs on; so they are the offsets for features on other clocks than
+    the steps.
+
     `{"images": salus.Seconds([-0.1, 0.0]), "actions": salus.Seconds([0.0, 0.5], method="linear")}`: a sample at a step
     with stamp s takes the values at s - 0.1 s, s, and so on. `salus.Seconds(0.5)`, a plain number, gives no window
     axis.
 
     Outside the episode, the first or last step is held. `<feature>_is_pad` is True there when the time is more than
-    half a step away: half of the first interval of the episode, or of its last.
+    half a step away: half of the first interval of the feature's clock in this episode, or of its last. Where that
+    clock has no step in the episode, values are 0 and `<feature>_is_pad` is True.
 
     Attributes:
         offsets: Seconds relative to the sample's step, -1e8 to 1e8.
@@ -90,6 +96,14 @@ class Matched(NamedTuple):
     weight: np.ndarray
     is_pad: np.ndarray
 
+    def spread(self, rows: np.ndarray, count: int) -> Matched:
+        """As rows `rows` of `count`; the others are padded, at step 0."""
+        shape = (count, self.lower.shape[1])
+        whole = Matched(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape), np.ones(shape, bool))
+        for values, mine in zip(whole, self, strict=True):
+            values[rows] = mine
+        return whole
+
 
 def match_times(stamps: np.ndarray, targets: np.ndarray, method: str) -> Matched:
     """Find target times on source clocks, one clock per row.
@@ -99,12 +113,16 @@ def match_times(stamps: np.ndarray, targets: np.ndarray, method: str) -> Matched
         targets: int64 (B, W), any order.
         method: `"nearest"`, `"previous"` or `"linear"`, as `Seconds` describes them.
 
-    Cost: B × W × K comparisons.
+    Cost: B × W × K comparisons, or B × W × log K where that is much.
     """
     rows = np.arange(len(stamps))
     final = (stamps < stamps[:, -1:]).sum(axis=1)
     slack = SLACK_NS if method == "previous" else 0
-    not_later = (stamps[:, None, :] <= targets[:, :, None] + slack).sum(axis=2)
+    if targets.shape[1] * stamps.shape[1] <= COMPARED_AT_ONCE:
+        not_later = (stamps[:, None, :] <= targets[:, :, None] + slack).sum(axis=2)
+    else:
+        searched = [np.searchsorted(*row, side="right") for row in zip(stamps, targets + slack, strict=True)]
+        not_later = np.array(searched, np.int64).reshape(targets.shape)
     lower = np.clip(not_later - 1, 0, final[:, None])
     upper = np.minimum(lower + 1, final[:, None])
     since = targets - stamps[rows[:, None], lower]
@@ -148,15 +166,87 @@ def match_steps(
         For each window, steps of each sample's episode.
     """
     offsets = np.concatenate([seconds.offsets_ns for seconds in windows])
-    current = read_stamps(episodes, steps[:, None])
-    earliest, latest = current[:, 0] + offsets.min(), current[:, 0] + offsets.max() + SLACK_NS
+    current = read_stamps(episodes, steps[:, None])[:, 0]
+    low = steps + np.floor(offsets.min() / periods_ns).astype(np.int64)
+    high = steps + np.ceil(offsets.max() / periods_ns).astype(np.int64)
+    return _match_between(windows, episodes, current, low, high, lengths=lengths, read_stamps=read_stamps)
+
+
+def match_clock(
+    windows: Sequence[Seconds],
+    episodes: np.ndarray,
+    current: np.ndarray,
+    *,
+    lengths: np.ndarray,
+    periods_ns: np.ndarray,
+    read_stamps: ReadStamps,
+) -> list[Matched]:
+    """The same on another clock than that of the samples, of which only the stamps are known.
+
+    Args:
+        windows: The offsets, at least one window.
+        episodes: int64 (B,), passed on to `read_stamps`.
+        current: int64 (B,), the stamps of the samples.
+        lengths: int64 (B,), steps of the clock in each sample's episode, at least 1.
+        periods_ns: float64 (B,), nominal nanoseconds from step to step of the clock; only decides how much is read.
+        read_stamps: Gives the stamps of the clock.
+
+    Returns:
+        For each window, steps of the clock in each sample's episode.
+    """
+    offsets = np.concatenate([seconds.offsets_ns for seconds in windows])
+    low, high = (
+        _near(episodes, current + offset, lengths=lengths, periods_ns=periods_ns, read_stamps=read_stamps)
+        for offset in (offsets.min(), offsets.max())
+    )
+    return _match_between(windows, episodes, current, low, high, lengths=lengths, read_stamps=read_stamps)
+
+
+def _near(
+    episodes: np.ndarray, targets: np.ndarray, *, lengths: np.ndarray, periods_ns: np.ndarray, read_stamps: ReadStamps
+) -> np.ndarray:
+    """Steps about at the targets, int64 (B,): within a few periods, or of two neighbours around a longer gap one.
+
+    A stamp in between is guessed at from those around it, by turns with the middle, so that no gap makes it slow.
+    """
+    low, high = np.zeros_like(lengths), lengths - 1
+    ends = read_stamps(episodes, np.stack([low, high], axis=1))
+    before, after = ends[:, 0], ends[:, 1]
+    found = np.where(targets >= after, high, low)
+    open_rows = np.flatnonzero((before < targets) & (targets < after) & (high - low > 1))
+    by_stamps = True
+    while len(open_rows):
+        first, last, goal = low[open_rows], high[open_rows], targets[open_rows]
+        share = (goal - before[open_rows]) / (after[open_rows] - before[open_rows]) if by_stamps else 0.5
+        probe = np.clip(first + ((last - first) * share).astype(np.int64), first + 1, last - 1)
+        stamps = read_stamps(episodes[open_rows], probe[:, None])[:, 0]
+        found[open_rows] = probe
+        not_later = stamps <= goal
+        low[open_rows], before[open_rows] = np.where(not_later, [probe, stamps], [first, before[open_rows]])
+        high[open_rows], after[open_rows] = np.where(not_later, [last, after[open_rows]], [probe, stamps])
+        far = (np.abs(stamps - goal) > 2 * periods_ns[open_rows]) & (high[open_rows] - low[open_rows] > 1)
+        open_rows, by_stamps = open_rows[far], not by_stamps
+    return found
+
+
+def _match_between(
+    windows: Sequence[Seconds],
+    episodes: np.ndarray,
+    current: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+    *,
+    lengths: np.ndarray,
+    read_stamps: ReadStamps,
+) -> list[Matched]:
+    """As `match_clock`, with a guess (B,) of where the earliest and the latest of the times are on the clock."""
+    offsets = np.concatenate([seconds.offsets_ns for seconds in windows])
+    earliest, latest = current + offsets.min(), current + offsets.max() + SLACK_NS
     margin = 2
     while True:
-        low = steps + np.floor(offsets.min() / periods_ns).astype(np.int64) - margin
-        high = steps + np.ceil(offsets.max() / periods_ns).astype(np.int64) + margin
-        low = np.clip(low, 0, np.maximum(lengths - 2, 0))
-        high = np.clip(high, np.minimum(1, lengths - 1), lengths - 1)
-        width = int((high - low).max()) + 1 if len(steps) else 1
+        low = np.clip(first - margin, 0, np.maximum(lengths - 2, 0))
+        high = np.clip(last + margin, np.minimum(1, lengths - 1), lengths - 1)
+        width = int((high - low).max()) + 1 if len(current) else 1
         block = np.minimum(low[:, None] + np.arange(width), (lengths - 1)[:, None])
         stamps = read_stamps(episodes, block)
         reaches = ((block[:, 0] == 0) | (stamps[:, 0] <= earliest)) & (
@@ -165,7 +255,7 @@ def match_steps(
         if reaches.all():
             break
         margin *= 4
-    found = [match_times(stamps, current + seconds.offsets_ns, seconds.method) for seconds in windows]
+    found = [match_times(stamps, current[:, None] + seconds.offsets_ns, seconds.method) for seconds in windows]
     return [one._replace(lower=one.lower + low[:, None], upper=one.upper + low[:, None]) for one in found]
 
 

@@ -79,7 +79,7 @@ class Dataset(DatasetView):
         if self.strict:
             schemas[-1].check_native(self.url)
         self.__dict__.pop("_rows_by_uid", None)
-        self.__dict__.pop("_lengths", None)
+        self.__dict__.pop("_lengths_by_clock", None)
         self.__dict__.pop("_revisions", None)
         self.__dict__.pop("_specs", None)
         self._schemas, self._snapshot, self._latest = schemas, snapshot, snapshot
@@ -173,18 +173,22 @@ class Dataset(DatasetView):
         append_amendment(self.storage, amendment, next_number=len(self._latest.amendments))
         self._latest = publishing.publish(self.storage, known=self._latest)
 
-    def add_features(self, features: Mapping[str, Feature]) -> None:
+    def add_features(self, features: Mapping[str, Feature], *, clocks: Mapping[str, float] | None = None) -> None:
         """Add features, as a new schema revision. Episodes recorded before do not have them.
 
+        Args:
+            features: Feature by name.
+            clocks: New clocks that some of them run on, by name, and their rates in Hz.
+
         Raises:
-            InvalidInputError: A name is there already, or a feature is wrong.
+            InvalidInputError: A name is there already, or a feature or clock is wrong.
             AlreadyExistsError: Another process added features at the same time; `refresh()` and look.
             MissingExtraError: JPEG images, and the extra `jpeg` is not installed.
             FormatError: The dataset was opened with `strict`, and a feature names codecs of its own.
             RecordingError: The storage refused.
         """
         self.check_writable("add_features")
-        schema = self.schema.extended(features)
+        schema = self.schema.extended(features, clocks)
         if self.strict:
             schema.check_native(self.url)
         check_codecs(array_specs(schema).values())

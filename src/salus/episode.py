@@ -20,7 +20,7 @@ from .log.entries import Entry
 from .log.records import Record
 from .log.revisions import Revisions
 from .log.snapshot import read_record, read_sound_entry
-from .schema import TIMESTAMP, Feature, Schema
+from .schema import STEP, TIMESTAMP, Feature, Schema, stamps_name
 from .statistics import EpisodeStatistics, FeatureStatistics, described, from_record
 
 MANY_STEPS = 64
@@ -30,7 +30,8 @@ MANY_STEPS = 64
 class Episode:
     """One episode of a snapshot.
 
-    `episode["states"][10:20]` reads steps 10 to 19. Iterating gives the feature names; `len` is the number of steps.
+    `episode["states"][10:20]` reads steps 10 to 19. Iterating gives the feature names; `len` is the number of steps. A
+    feature on another clock of the schema has the length of that clock.
 
     Attributes:
         uid: Immutable name, UUIDv7 text.
@@ -60,6 +61,11 @@ class Episode:
         """The number of steps, T."""
         return self._entry.num_steps
 
+    @property
+    def clock_lengths(self) -> dict[str, int]:
+        """Length of each clock of the schema beside the steps, 0 where nothing came: `{"joints": 12000}`."""
+        return {clock: self._entry.length(clock) for clock in self.schema.clocks}
+
     def keys(self) -> Iterable[str]:
         """The feature names."""
         return self.schema.features.keys()
@@ -78,6 +84,8 @@ class Episode:
 
     def __getitem__(self, name: str) -> FeatureData:
         """The feature `name`, lazily; also `"timestamp_ns"`, and `"<name>.valid"` of a nullable feature.
+
+        The stamps of another clock are `"<clock>.timestamp_ns"`.
 
         Raises:
             NotFoundError: The episode has no such feature.
@@ -120,6 +128,15 @@ class Episode:
         return self._record.timestamp_source
 
     @property
+    def timestamp_sources(self) -> dict[str, str]:
+        """The same by clock, `"step"` first; of other clocks only those on which something came."""
+        sources = self._record.clock_sources
+        return {
+            STEP: self.timestamp_source,
+            **{clock: sources[clock] for clock in self.schema.clocks if clock in sources},
+        }
+
+    @property
     def dropped_images(self) -> dict[str, int]:
         """Images that were dropped while recording because the queue was full, by feature; empty where none was."""
         return dict(self._record.dropped_images)
@@ -127,7 +144,24 @@ class Episode:
     @property
     def timestamp_ns(self) -> np.ndarray:
         """int64 (T,), nanoseconds, strictly increasing."""
-        stamps: np.ndarray = self[TIMESTAMP][:]
+        return self.timestamps()
+
+    def timestamps(self, clock: str = STEP) -> np.ndarray:
+        """The stamps of a clock.
+
+        Args:
+            clock: `"step"`, or one of `clock_lengths`.
+
+        Returns:
+            int64 (K,), nanoseconds, strictly increasing. The stamps of all clocks of an episode are on one time base.
+
+        Raises:
+            NotFoundError: The episode has no such clock.
+        """
+        if clock not in (STEP, *self.schema.clocks):
+            hint = did_you_mean(str(clock), (STEP, *self.schema.clocks))
+            raise NotFoundError(f"episode {self.uid} has no clock {clock!r}{hint}")
+        stamps: np.ndarray = self[stamps_name(clock)][:]
         return stamps
 
     @property
@@ -155,9 +189,10 @@ class Episode:
         return kept if kept is not None else self._computed_statistics(name)
 
     def _computed_statistics(self, name: str) -> FeatureStatistics:
-        made, size = EpisodeStatistics(self.schema, [name]), self.schema.segment_steps  # the batches of a recorder
-        arrays = [name, f"{name}.valid"] if self.schema.features[name].nullable else [name]
-        for start in range(0, len(self), size):
+        feature, made = self.schema.features[name], EpisodeStatistics(self.schema, [name])
+        size = self.schema.segment_steps_of(feature.clock)  # the batches of a recorder
+        arrays = [name, f"{name}.valid"] if feature.nullable else [name]
+        for start in range(0, self._entry.length(feature.clock), size):
             values = {array: self[array][start : start + size] for array in arrays}
             made.add({array: self._specs[array].as_stored(steps) for array, steps in values.items()})
         return made.features[name]
@@ -189,7 +224,7 @@ class Episode:
         return labels if name == "labels" else np.where(mask, labels, np.float32(np.nan)).astype(dtype)
 
     def read_steps(self, spec: ArraySpec, steps: np.ndarray) -> np.ndarray:
-        """The given steps (int64 (n,), within the episode) of one array: (n, *step_shape)."""
+        """The given steps of its clock (int64 (n,), within the episode) of one array: (n, *step_shape)."""
         compute = (lambda _: self.compute(spec.name, spec.numpy_dtype)) if spec.derived else None
         if len(steps) >= MANY_STEPS and spec.chunk_steps == 1 and not spec.derived:
             self._reader.prefetch(spec, self._entry, int(steps.min()), int(steps.max()) + 1)
@@ -199,7 +234,8 @@ class Episode:
 
     def __repr__(self) -> str:
         features = ", ".join(repr(self[name])[1:-1] for name in self)
-        return f"<salus.Episode {self.uid}: {self.num_steps} steps, {describe(self.outcome)}; {features}>"
+        clocks = "".join(f", {length} of {clock}" for clock, length in self.clock_lengths.items())
+        return f"<salus.Episode {self.uid}: {self.num_steps} steps{clocks}, {describe(self.outcome)}; {features}>"
 
 
 class _Statistics(Mapping[str, FeatureStatistics]):
@@ -238,6 +274,8 @@ def describe(outcome: Outcome) -> str:
 class FeatureData:
     """One feature of one episode: an array (T, *shape) that is read when it is indexed, with numpy's semantics.
 
+    T is the number of steps of its clock.
+
     Attributes:
         name: Feature name.
         shape: (T, *shape of a step).
@@ -248,7 +286,7 @@ class FeatureData:
         self._episode = episode
         self._spec = spec
         self.name = spec.name
-        self.shape = (episode.num_steps, *spec.step_shape)
+        self.shape = (episode.num_steps if spec.clock == STEP else episode.clock_lengths[spec.clock], *spec.step_shape)
         self.dtype = spec.numpy_dtype
 
     @property

@@ -15,13 +15,13 @@ from . import buffers
 from .episode import Episode
 from .errors import InvalidInputError, NotFoundError
 from .gather import Empty
-from .schema import Feature, Image, Schema
+from .schema import STEP, Feature, Image, Schema
 from .statistics import FeatureStatistics
 from .table import EpisodeTable
 from .view import LABELS, Block, DatasetView
 
 # What the values mean. The other attributes of a feature say what may be recorded.
-_MEANING = ("kind", "shape", "dtype", "unit", "names", "layout", "color", "derived")
+_MEANING = ("kind", "shape", "dtype", "unit", "names", "layout", "color", "derived", "clock")
 
 
 class ConcatView:
@@ -61,7 +61,8 @@ class ConcatView:
             for name, feature in first.features.items()
             if all(name in other.features and _meaning(feature) == _meaning(other.features[name]) for other in others)
         }
-        return replace(first, features=shared)
+        used = {feature.clock for feature in shared.values()}
+        return replace(first, features=shared, clocks={c: rate for c, rate in first.clocks.items() if c in used})
 
     @property
     def url(self) -> str:
@@ -115,6 +116,14 @@ class ConcatView:
         return int(self._ends[part]) - len(self.parts[part])
 
     # --- what salus.torch asks of a view -------------------------------------------------------------------------
+
+    def lengths(self, clock: str = STEP) -> np.ndarray:
+        """int64 (E,): the length of each episode on a clock, as `DatasetView.lengths`."""
+        return np.concatenate([part.lengths(clock) for part in self.parts])
+
+    def clock_of(self, name: str) -> str:
+        """The clock that the array `name` runs on, as `DatasetView.clock_of`."""
+        return self.parts[0].clock_of(name)
 
     def check_sound(self) -> None:
         """Raise CorruptDataError where the record of an episode does not hold."""
@@ -170,7 +179,8 @@ class ConcatView:
         }
         values = {}
         for name, (_, steps) in places.items():
-            values[name] = self._empty(name, found[involved[0]][name], steps.shape, empty or buffers.default.empty)
+            like, make = found[involved[0]][name], empty or buffers.default.empty
+            values[name] = empty_steps(self.schema.features.get(name), like, steps.shape, make)
             for part in involved:
                 values[name][chosen[name, part]] = found[part].pop(name)
         return values
@@ -201,15 +211,6 @@ class ConcatView:
         part = int(np.searchsorted(self._ends, row, side="right"))
         self.parts[part].prefetch(name, row - self._start(part), start, stop)
 
-    def _empty(self, name: str, like: np.ndarray, shape: tuple[int, ...], empty: Empty) -> np.ndarray:
-        """An array for `shape` steps such as those of `like`: images are channels-last in memory."""
-        step_shape = like.shape[len(shape) :]
-        feature = self.schema.features.get(name)
-        if isinstance(feature, Image) and feature.layout == "CHW":
-            channels, height, width = step_shape
-            return np.moveaxis(empty((*shape, height, width, channels), like.dtype), -1, -3)
-        return empty((*shape, *step_shape), like.dtype)
-
     def __repr__(self) -> str:
         weights = self.weights or [None] * len(self.parts)
         parts = "; ".join(
@@ -228,7 +229,8 @@ def concat(views: Iterable[DatasetView], *, weights: Sequence[float] | None = No
     """Read several datasets, or views of them, as one: `salus.concat([real, simulated], weights=[0.5, 0.5])`.
 
     What is asked of the mixture must mean the same in all datasets: shape, dtype, unit, component names, layout and
-    color of a feature; failure kinds and horizons of labels. Other features may differ, or be in some datasets only.
+    color of a feature, and its clock; failure kinds and horizons of labels. Other features may differ, or be in some
+    datasets only.
     Offsets in steps count the steps of each dataset: with different rates, use `salus.Seconds`.
 
     Args:
@@ -253,6 +255,15 @@ def concat(views: Iterable[DatasetView], *, weights: Sequence[float] | None = No
                 f"concat: weights: got {values}, expected {len(given)} finite numbers above 0, one per dataset"
             )
     return ConcatView(given, weights)
+
+
+def empty_steps(feature: Feature | None, like: np.ndarray, shape: tuple[int, ...], empty: Empty) -> np.ndarray:
+    """An array for `shape` steps such as those of `like`, as many axes: images are channels-last in memory."""
+    step_shape = like.shape[len(shape) :]
+    if isinstance(feature, Image) and feature.layout == "CHW":
+        channels, height, width = step_shape
+        return np.moveaxis(empty((*shape, height, width, channels), like.dtype), -1, -3)
+    return empty((*shape, *step_shape), like.dtype)
 
 
 def _is_weight(value: Any) -> bool:

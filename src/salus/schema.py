@@ -374,7 +374,11 @@ class Schema:
     @property
     def step_bytes(self) -> int:
         """Bytes of one step of the clock `step`, stamp included, before compression; texts not counted."""
-        return 8 + sum(feature.step_bytes for feature in self.recorded.values() if feature.clock == STEP)
+        return self.step_bytes_of(STEP)
+
+    def step_bytes_of(self, clock: str) -> int:
+        """The same of any clock."""
+        return 8 + sum(feature.step_bytes for feature in self.recorded.values() if feature.clock == clock)
 
     @classmethod
     def infer(cls, step: Mapping[str, Any], *, rate_hz: float, **more: Any) -> Schema:

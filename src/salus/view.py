@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .layout import ArraySpec, array_specs
 from .log.entries import Entries, Entry
 from .log.snapshot import Snapshot
 from .readahead import read_ahead
-from .schema import Schema
+from .schema import STEP, Schema
 from .statistics import FeatureStatistics, described
 from .table import EpisodeTable
 
@@ -34,13 +34,18 @@ class Block(NamedTuple):
 
     Attributes:
         episode: The episode.
-        start: Its step that the arrays begin with; 0 unless the episode came in several blocks.
-        arrays: Feature name to (n, *shape of a step).
+        start: Its step that the arrays begin with; 0 unless the episode came in several blocks. Counted on the clock of
+            the feature that was named first.
+        arrays: Feature name to (n, *shape of a step). Features on one clock have the same n.
     """
 
     episode: Episode
     start: int
     arrays: dict[str, np.ndarray]
+
+
+_Part: TypeAlias = dict[str, tuple[int, int]]
+"""Clock to the first step and the end of a part of an episode."""
 
 
 class DatasetView(Sequence[Episode]):
@@ -62,7 +67,7 @@ class DatasetView(Sequence[Episode]):
 
     def __getstate__(self) -> dict[str, Any]:
         # What the view itself needs, not what it was chosen from; a worker makes the rest again, if it wants it.
-        made_again = {"_rows_by_uid", "_lengths", "_revisions", "_specs"}
+        made_again = {"_rows_by_uid", "_lengths_by_clock", "_revisions", "_specs"}
         kept = {name: value for name, value in self.__dict__.items() if name not in made_again}
         return {**kept, "_snapshot": Snapshot(amendments=self._snapshot.amendments)}
 
@@ -84,13 +89,16 @@ class DatasetView(Sequence[Episode]):
     @property
     def num_steps(self) -> int:
         """Steps of all episodes together."""
-        return int(self._lengths.sum())
+        return int(self.lengths().sum())
 
     @property
     def raw_bytes(self) -> int:
         """Bytes of all recorded values, before compression; texts not counted."""
-        step_bytes = np.array([schema.step_bytes for schema in self._schemas])
-        return int((self._lengths * step_bytes[self._entries.numbers("schema_revision")]).sum())
+        revisions, total = self._entries.numbers("schema_revision"), 0
+        for clock in (STEP, *self.schema.clocks):
+            step_bytes = np.array([schema.step_bytes_of(clock) for schema in self._schemas])
+            total += int((self.lengths(clock) * step_bytes[revisions]).sum())
+        return total
 
     @property
     def stored_bytes(self) -> int:
@@ -242,8 +250,8 @@ class DatasetView(Sequence[Episode]):
 
         Args:
             wanted: For each feature, pairs (episode, step): a list whose episodes are numbers or uids, or an int array
-                (..., 2). Negative numbers count from the end. Besides features, `"timestamp_ns"`, `"labels"` and
-                `"labels_mask"`.
+                (..., 2). Steps are those of the feature's clock. Negative numbers count from the end. Besides features,
+                `"timestamp_ns"`, `"<clock>.timestamp_ns"`, `"labels"` and `"labels_mask"`.
 
         Returns:
             For each feature, (..., *shape of a step). Images of layout CHW are a view on channels-last memory.
@@ -267,13 +275,17 @@ class DatasetView(Sequence[Episode]):
     def _places(self, name: str, pairs: Any) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
         """Shape, rows and steps of pairs, all checked."""
         shape, rows, steps = self._pairs(name, pairs)
-        lengths = self._lengths[rows]
+        clock = self.clock_of(name, rows)
+        lengths = self.lengths(clock)[rows]
         outside = np.flatnonzero((steps < -lengths) | (steps >= lengths))
         if len(outside):
             entry = self._entries[rows[outside[0]]]
             if entry.status == "corrupt":
                 self._episode(entry)  # raises what is wrong with it
-            raise IndexError(f"step {steps[outside[0]]}: out of range, episode {entry.uid} has {entry.num_steps} steps")
+            what = "steps" if clock == STEP else f"steps of the clock {clock!r}"
+            raise IndexError(
+                f"step {steps[outside[0]]}: out of range, episode {entry.uid} has {entry.length(clock)} {what}"
+            )
         return shape, rows, np.where(steps < 0, steps + lengths, steps)
 
     def read(
@@ -282,7 +294,8 @@ class DatasetView(Sequence[Episode]):
         """`gather` for callers that have checked their input.
 
         Args:
-            places: For each feature, rows int64 (n,) in 0 … len - 1 and steps int64 (n,) or (n, w) in 0 … T - 1.
+            places: For each feature, rows int64 (n,) in 0 … len - 1 and steps int64 (n,) or (n, w) in 0 … T - 1, of its
+                clock.
             empty: Makes the arrays that are decoded into; by default memory that is used again when they are gone.
             parallel: Use several threads.
 
@@ -301,6 +314,9 @@ class DatasetView(Sequence[Episode]):
         threads: int | None = None,
     ) -> Iterator[Block]:
         """Read everything once, episode by episode, in parallel and ahead: for statistics, exports, checks.
+
+        Features on several clocks come together: each array has the length of its clock. An episode that comes in
+        several blocks has each clock cut into as many parts; their borders lie near each other in time, not exactly.
 
         Args:
             features: Names, as for `gather`; by default all features of the schema.
@@ -324,16 +340,18 @@ class DatasetView(Sequence[Episode]):
         self.check_sound()
         for name in names:
             self.check_feature(name)
-        step_bytes = sum(self._request(name, *_ONE_STEP).spec.step_bytes for name in names) if len(self) else 0
-        block_steps = max(1, max_block_bytes // max(1, step_bytes))
+        clocks = {name: self.clock_of(name) for name in names}
+        step_bytes = dict.fromkeys(clocks.values(), 0)
+        for name, clock in clocks.items() if len(self) else ():
+            step_bytes[clock] += self._request(name, *_ONE_STEP).spec.step_bytes
 
         def jobs() -> Iterator[tuple[int, Callable[[], Block]]]:
             for row, entry in enumerate(self._entries):
-                for start in range(0, entry.num_steps, block_steps):
-                    stop = min(start + block_steps, entry.num_steps)
-                    for name in names:
-                        self.prefetch(name, row, start, stop)
-                    yield (stop - start) * step_bytes, functools.partial(self._block, names, row, start, stop)
+                for part in _parts({clock: entry.length(clock) for clock in step_bytes}, step_bytes, max_block_bytes):
+                    for name, clock in clocks.items():
+                        self.prefetch(name, row, *part[clock])
+                    cost = sum((stop - start) * step_bytes[clock] for clock, (start, stop) in part.items())
+                    yield cost, functools.partial(self._block, clocks, row, part)
 
         return read_ahead(jobs(), threads=threads or default_threads(), budget=read_ahead_bytes)
 
@@ -381,14 +399,15 @@ class DatasetView(Sequence[Episode]):
                 raise NotFoundError(f"no statistics of {name!r}{did_you_mean(name, known)}; {self.url}")
         return names
 
-    def _block(self, names: list[str], row: int, start: int, stop: int) -> Block:
-        steps = np.arange(start, stop, dtype=np.int64)
-        rows = np.full(len(steps), row)
-        return Block(self[row], start, self.read(dict.fromkeys(names, (rows, steps)), parallel=False))
+    def _block(self, clocks: Mapping[str, str], row: int, part: _Part) -> Block:
+        steps = {clock: np.arange(start, stop, dtype=np.int64) for clock, (start, stop) in part.items()}
+        places = {name: (np.full(len(steps[clock]), row), steps[clock]) for name, clock in clocks.items()}
+        first = next(iter(part.values()), (0, 0))
+        return Block(self[row], first[0], self.read(places, parallel=False))
 
     def prefetch(self, name: str, row: int, start: int, stop: int) -> None:
         """Tell the storage that steps `start` … `stop - 1` of a feature of episode `row` will be read soon."""
-        if name in LABELS:
+        if name in LABELS or start >= stop:
             return
         spec = self._spec(name, np.array([row]))
         if spec.chunk_steps == 1 and not spec.derived:  # others are small, and kept once they are read
@@ -446,6 +465,10 @@ class DatasetView(Sequence[Episode]):
         elif not len(self.schema.label_horizons):
             raise InvalidInputError(f"{name!r}: the schema declares no label horizons; {self.url}")
 
+    def clock_of(self, name: str, rows: np.ndarray | None = None) -> str:
+        """The clock that the array `name` runs on, in these episodes or in all; raises as `check_feature`."""
+        return STEP if name in LABELS else self._spec(name, np.arange(len(self)) if rows is None else rows).clock
+
     def _spec(self, name: str, rows: np.ndarray) -> ArraySpec:
         if len(self._specs) == 1 and name in self._specs[0]:
             return self._specs[0][name]
@@ -465,9 +488,17 @@ class DatasetView(Sequence[Episode]):
     def _specs(self) -> list[dict[str, ArraySpec]]:
         return [array_specs(schema) for schema in self._schemas]
 
+    def lengths(self, clock: str = STEP) -> np.ndarray:
+        """int64 (E,): the length of each episode on a clock; 0 of those recorded before it was added."""
+        found = self._lengths_by_clock.get(clock)
+        if found is None:
+            found = self._lengths_by_clock[clock] = self._entries.lengths(clock)
+            found.flags.writeable = False
+        return found
+
     @cached_property
-    def _lengths(self) -> np.ndarray:
-        return self._entries.numbers("num_steps")
+    def _lengths_by_clock(self) -> dict[str, np.ndarray]:
+        return {}
 
     @cached_property
     def _revisions(self) -> np.ndarray:
@@ -482,3 +513,16 @@ class DatasetView(Sequence[Episode]):
         )
         kind = type(self).__name__
         return f"<salus.{kind} {self.url}: {len(self)} episodes, {self.num_steps} steps; {features}>"
+
+
+def _parts(lengths: Mapping[str, int], step_bytes: Mapping[str, int], most: int) -> Iterator[_Part]:
+    """An episode in parts of about `most` bytes, at least one step of some clock each; at least one part."""
+    if len(lengths) == 1:  # of so many steps each but the last, as segments are
+        ((clock, length),) = lengths.items()
+        size = max(1, most // max(1, step_bytes[clock]))
+        yield from ({clock: (start, min(start + size, length))} for start in range(0, max(length, 1), size))
+        return
+    total = sum(length * step_bytes[clock] for clock, length in lengths.items())
+    count = max(1, min(-(-total // max(1, most)), max(lengths.values(), default=1)))
+    for n in range(count):
+        yield {clock: (length * n // count, length * (n + 1) // count) for clock, length in lengths.items()}

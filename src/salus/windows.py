@@ -96,21 +96,41 @@ def step_bounds(
 
 
 def time_bounds(
-    windows: Sequence[Window], stamps: np.ndarray, pad_before: int | None, pad_after: int | None
+    windows: Sequence[tuple[Window, np.ndarray | None]],
+    stamps: np.ndarray,
+    pad_before: int | None,
+    pad_after: int | None,
 ) -> tuple[int, int]:
-    """The same for windows in seconds, of one episode with these stamps, int64 (T,): its first and last sample."""
+    """The same for windows in seconds, of one episode: its first and last sample.
+
+    Args:
+        windows: With each, the `ends_of` the stamps of its clock, None where that has no step: all of it is padded.
+            Those in steps are passed over.
+        stamps: int64 (T,), of the steps.
+        pad_before: As for `step_bounds`.
+        pad_after: As for `step_bounds`.
+    """
     first, last = 0, len(stamps) - 1
     if last < 0:
         return first, last
-    start, stop = half_steps(stamps[[0, min(1, last), max(last - 1, 0), last]])
-    for window in windows:
+    for window, ends in windows:
         if window.seconds is not None:
             lowest, highest = window.reach(pad_before, pad_after)
+            if ends is None:
+                last = last if (lowest, highest) == (None, None) else -1
+                continue
+            start, stop = half_steps(ends)
             if lowest is not None:
                 first = max(first, int(np.searchsorted(stamps, start - lowest, side="left")))
             if highest is not None:
                 last = min(last, int(np.searchsorted(stamps, stop - highest, side="right")) - 1)
     return first, last
+
+
+def ends_of(length: int) -> list[int]:
+    """The first two steps and the last two of a clock of at least one step; of one step, that four times."""
+    last = length - 1
+    return [0, min(1, last), max(last - 1, 0), last]
 
 
 class WindowIndex:

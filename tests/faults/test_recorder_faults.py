@@ -137,9 +137,9 @@ def test_close_ends_all_threads_even_if_an_episode_cannot_be_discarded(
 def test_an_episode_committed_after_ctrl_c_is_complete(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_steps = files.EpisodeFiles.write_steps
 
-    def slow(*arguments: Any) -> None:
+    def slow(*arguments: Any, **named: Any) -> None:
         time.sleep(0.3)
-        write_steps(*arguments)
+        write_steps(*arguments, **named)
 
     monkeypatch.setattr(files.EpisodeFiles, "write_steps", slow)
     with salus.Recorder(salus.create(path, SCHEMA), queue_bytes=40) as recorder:  # two images fit

@@ -43,12 +43,16 @@ class Expected:
         dimensions: The dimension names of every array.
         step_shapes: Shape of one step, and dtype, of every array but texts.
         rows: The rows of axis 0 that hold an episode, with their lengths; all others have length 0.
+        clocks: The clock of each array that has another than `step`.
+        clock_rows: The same as `rows` for each of these clocks.
     """
 
     folder: Path
     dimensions: dict[str, list[str]]
     step_shapes: dict[str, tuple[tuple[int, ...], str]]
     rows: dict[int, int] = field(default_factory=dict)
+    clocks: dict[str, str] = field(default_factory=dict)
+    clock_rows: dict[str, dict[int, int]] = field(default_factory=dict)
     values: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     texts: dict[str, dict[int, list[str]]] = field(default_factory=dict)
     metadata: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -56,6 +60,8 @@ class Expected:
     def episode(self, entry: Any, values: Arrays, texts: Mapping[str, list[str]], metadata: dict[str, Any]) -> None:
         """Row `entry.slot` must hold these."""
         self.rows[entry.slot] = entry.num_steps
+        for clock, length in entry.clock_lengths:
+            self.clock_rows.setdefault(clock, {})[entry.slot] = length
         for name, array in values.items():
             self.values.setdefault(name, {})[entry.slot] = array
         for name, words in texts.items():
@@ -71,12 +77,20 @@ class Expected:
                 arrays[name] = {"dtype": dtype, "step_shape": shape, "rows": {}}
                 for row, array in rows.items():
                     assert array.dtype == dtype
-                    assert array.shape == (self.rows[row], *shape)
+                    lengths = self.clock_rows[self.clocks[name]] if name in self.clocks else self.rows
+                    assert array.shape == (lengths[row], *shape)
                     arrays[name]["rows"][row] = file.tell()
                     file.write(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
         document = {
             "lengths": [self.rows.get(row, 0) for row in range(num_rows)],
             "metadata": [self.metadata.get(row) for row in range(num_rows)],
+            "clocks": {
+                clock: {
+                    "lengths": [rows.get(row, 0) for row in range(num_rows)],
+                    "arrays": [name for name, on in self.clocks.items() if on == clock],
+                }
+                for clock, rows in self.clock_rows.items()
+            },
             "dimensions": self.dimensions,
             "arrays": arrays,
             "texts": self.texts,
@@ -312,6 +326,110 @@ def _record_scene(recorder: salus.Recorder, expected: Expected, row: int) -> Non
         {"instruction": words},
         {"outcome": {"result": "success", "kind": None, "step": None}, "metadata": {"note": WORDS[row]}},
     )
+
+
+# --- streams on clocks of their own -----------------------------------------------------------------------------
+
+STREAMS = ((12, 150, 3), (5, 0, 1), (None, 40, 0), (9, 64, 0), (7, 20, 2))  # steps (None: aborted), joints, skin
+
+
+@pytest.fixture(scope="session")
+def streams(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five rows with joints at 80 Hz and touch images at 2 Hz beside 10 Hz, pushed and recorded whole by turns."""
+    folder = tmp_path_factory.mktemp("streams")
+    on_joints, on_skin = ["episode", "joints_step"], ["episode", "skin_step"]
+    expected = Expected(
+        folder,
+        dimensions={
+            **INDEX_DIMENSIONS,
+            "actions": ["episode", "step", "actions_component"],
+            "joints.timestamp_ns": on_joints,
+            "joints.episode_length": ["episode"],
+            "qpos": [*on_joints, "qpos_component"],
+            "effort": on_joints,
+            "effort.valid": on_joints,
+            "skin.timestamp_ns": on_skin,
+            "skin.episode_length": ["episode"],
+            "touch": [*on_skin, "touch_channel", "touch_y", "touch_x"],
+            "word": on_skin,
+        },
+        step_shapes={
+            "actions": ((2,), "float32"),
+            "timestamp_ns": ((), "int64"),
+            "joints.timestamp_ns": ((), "int64"),
+            "qpos": ((7,), "float32"),
+            "effort": ((), "float64"),
+            "effort.valid": ((), "bool"),
+            "skin.timestamp_ns": ((), "int64"),
+            "touch": ((1, 6, 8), "uint8"),
+        },
+        clocks={
+            **dict.fromkeys(("joints.timestamp_ns", "qpos", "effort", "effort.valid"), "joints"),
+            **dict.fromkeys(("skin.timestamp_ns", "touch", "word"), "skin"),
+        },
+    )
+    schema = salus.Schema(
+        {
+            "actions": salus.Feature((2,)),
+            "qpos": salus.Feature((7,), clock="joints"),
+            "effort": salus.Feature((), "float64", clock="joints", nullable=True),
+            "touch": salus.Image(height=6, width=8, color="gray", clock="skin"),
+            "word": salus.Text(clock="skin"),
+        },
+        rate_hz=10,
+        segment_steps=8,
+        clocks={"joints": 80, "skin": 2},
+    )
+    with salus.Recorder(salus.create(folder / "data.zarr", schema)) as recorder:
+        for row in range(len(STREAMS)):
+            _record_streams(recorder, expected, row)
+    return expected.write(len(STREAMS))
+
+
+def _record_streams(recorder: salus.Recorder, expected: Expected, row: int) -> None:
+    num_steps, joints, skin = STREAMS[row]
+    rng = np.random.default_rng(row)
+    valid = rng.random(joints) < 0.7
+    effort = np.where(valid, rng.normal(size=joints), 0.0)
+    on_joints = {"qpos": rng.normal(size=(joints, 7)).astype(np.float32), "effort": effort}
+    on_skin = {"touch": rng.integers(0, 256, (skin, 1, 6, 8), dtype=np.uint8)}
+    words = [WORDS[tick % len(WORDS)] for tick in range(skin)]
+    actions = rng.normal(size=(num_steps or 4, 2)).astype(np.float32)
+    stamps = {
+        "step": np.arange(len(actions)) * 100_000_000 + row,
+        "joints": np.arange(joints) * 12_500_000 + row,
+        "skin": np.arange(skin) * 500_000_000 + row,
+    }
+    metadata = {"n": row}
+    if row % 2:
+        there = [*(("joints",) if joints else ()), *(("skin",) if skin else ()), "step"]
+        given: dict[str, Any] = {"actions": actions}
+        given |= {**on_joints, "effort.valid": valid} if joints else {}
+        given |= {**on_skin, "word": words} if skin else {}
+        entry = recorder.record_episode(
+            given, metadata, timestamp_ns={clock: stamps[clock] for clock in there}, outcome="success"
+        )
+    else:
+        episode = recorder.start(metadata)
+        for step, action in enumerate(actions):
+            for tick in range(step * joints // len(actions), (step + 1) * joints // len(actions)):
+                values = {"qpos": on_joints["qpos"][tick], "effort": on_joints["effort"][tick] if valid[tick] else None}
+                episode.push("joints", values, timestamp_ns=int(stamps["joints"][tick]))
+            episode.append({"actions": action}, timestamp_ns=int(stamps["step"][step]))
+        if skin:
+            episode.push("skin", {**on_skin, "word": words}, timestamp_ns=stamps["skin"])
+        if num_steps is None:
+            episode.discard()
+            return
+        entry = episode.commit("success")
+    values = {"actions": actions, "timestamp_ns": stamps["step"]}
+    if joints:
+        values |= {**on_joints, "effort.valid": valid, "joints.timestamp_ns": stamps["joints"]}
+    if skin:
+        values |= {**on_skin, "skin.timestamp_ns": stamps["skin"]}
+    outcome = {"result": "success", "kind": None, "step": None}
+    texts = {"word": words} if skin else {}
+    expected.episode(entry, values, texts, {"outcome": outcome, "metadata": metadata})
 
 
 # --- readers ----------------------------------------------------------------------------------------------------

@@ -39,6 +39,13 @@ def test_a_schema_of_ones_own_reads_bit_exact(peer: Peer, scene: Path) -> None:
     assert int(done.stdout) > 250_000
 
 
+@each_peer
+def test_streams_on_clocks_of_their_own_read_bit_exact(peer: Peer, streams: Path) -> None:
+    done = peer.read(streams)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 2_500
+
+
 # --- the readers themselves: each would notice ------------------------------------------------------------------
 
 

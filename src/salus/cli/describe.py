@@ -13,7 +13,8 @@ from rich.text import Text
 from ..dataset import Dataset
 from ..episode import Episode, describe
 from ..labels import Horizons, Outcome
-from ..schema import Feature, Image
+from ..log.entries import Entry
+from ..schema import STEP, Feature, Image
 from .terminal import console, size, table, text
 
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -30,7 +31,6 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     sound = [entry for entry in dataset.episodes if entry.status != "corrupt"]
     for entry in sound:
         outcomes.setdefault(entry.result, Counter())[entry.failure_kind or ""] += 1
-    lengths = [entry.num_steps for entry in sound]
     schema = dataset.schema
     raw, stored = dataset.raw_bytes, dataset.stored_bytes
     return {
@@ -45,13 +45,9 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "corrupt": dataset.episodes["status"].count("corrupt"),
         "salvaged": dataset.episodes["status"].count("salvaged"),
         "unfinished": len(dataset.unfinished()) if dataset.tag_name is None else 0,
-        "steps": {
-            "total": sum(lengths),
-            "shortest": min(lengths, default=0),
-            "median": float(np.median(lengths)) if lengths else 0.0,
-            "longest": max(lengths, default=0),
-        },
+        "steps": _lengths(sound, STEP),
         "rate_hz": schema.rate_hz,
+        "clocks": {clock: {"rate_hz": rate, "steps": _lengths(sound, clock)} for clock, rate in schema.clocks.items()},
         "raw_bytes": raw,
         "stored_bytes": stored,
         "compression": raw / stored if stored else None,
@@ -61,6 +57,16 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "horizons": {"values": list(schema.label_horizons.values), "unit": schema.label_horizons.unit},
         "schema_revision": dataset.schema_revision,
         "tags": dataset.tags(),
+    }
+
+
+def _lengths(entries: list[Entry], clock: str) -> dict[str, Any]:
+    lengths = [entry.length(clock) for entry in entries]
+    return {
+        "total": sum(lengths),
+        "shortest": min(lengths, default=0),
+        "median": float(np.median(lengths)) if lengths else 0.0,
+        "longest": max(lengths, default=0),
     }
 
 
@@ -76,10 +82,12 @@ def print_dataset(document: dict[str, Any]) -> None:
     steps, at_tag = document["steps"], f" at tag {document['tag']}" if document["tag"] else ""
     console.print(text(f"{document['path']}{at_tag}", "bold"))
     console.print(
-        f"{_count(document['episodes'], 'episode')}, {_count(steps['total'], 'step')} "
-        f"(shortest {steps['shortest']}, median {steps['median']:g}, longest {steps['longest']}) "
+        f"{_count(document['episodes'], 'episode')}, {_count(steps['total'], 'step')} {_extremes(steps)} "
         f"at {document['rate_hz']:g} Hz"
     )
+    for clock, about in document["clocks"].items():
+        counted = f"{_count(about['steps']['total'], 'step')} {_extremes(about['steps'])} at {about['rate_hz']:g} Hz"
+        console.print(text(f"clock {clock}: {counted}"))
     if document["stored_bytes"]:
         ratio = document["compression"]
         whole = "" if document["not_lossless"] else ", nothing lost"
@@ -101,7 +109,9 @@ def print_dataset(document: dict[str, Any]) -> None:
     features = table("feature", "dtype", "a step", "unit", "storage")
     for name, feature in document["features"].items():
         shape = " × ".join(map(str, feature["shape"])) or "scalar"
-        features.add_row(text(name, "cyan"), feature["dtype"], shape, text(feature.get("unit", "")), feature["storage"])
+        clock = "" if feature["clock"] == STEP else f"; on {feature['clock']}"
+        storage = text(f"{feature['storage']}{clock}")
+        features.add_row(text(name, "cyan"), feature["dtype"], shape, text(feature.get("unit", "")), storage)
     for part in (outcomes, features):
         if part.row_count:
             console.print()
@@ -162,8 +172,6 @@ def when(time_ns: int) -> str:
 
 def describe_episode(episode: Episode) -> dict[str, Any]:
     """The content of `salus show`."""
-    stamps = episode.timestamp_ns
-    periods_ms = np.diff(stamps) / 1e6
     return {
         "uid": episode.uid,
         "slot": episode.slot,
@@ -172,11 +180,10 @@ def describe_episode(episode: Episode) -> dict[str, Any]:
         "num_steps": len(episode),
         "stored_bytes": episode.stored_bytes,
         "metadata": episode.metadata,
-        "time": {
-            "source": episode.timestamp_source,
-            "duration_s": episode.duration_s,
-            "median_period_ms": float(np.median(periods_ms)) if len(periods_ms) else None,
-            "longest_period_ms": float(periods_ms.max()) if len(periods_ms) else None,
+        "time": _describe_clock(episode, STEP),
+        "clocks": {
+            clock: {"num_steps": length, "rate_hz": episode.schema.rate_of(clock), **_describe_clock(episode, clock)}
+            for clock, length in episode.clock_lengths.items()
         },
         "features": {
             name: _describe_values(episode, name, feature) for name, feature in episode.schema.features.items()
@@ -184,11 +191,22 @@ def describe_episode(episode: Episode) -> dict[str, Any]:
     }
 
 
+def _describe_clock(episode: Episode, clock: str) -> dict[str, Any]:
+    stamps = episode.timestamps(clock)
+    periods_ms = np.diff(stamps) / 1e6
+    return {
+        "source": episode.timestamp_sources.get(clock),  # None where it has no steps
+        "duration_s": float(stamps[-1] - stamps[0]) / 1e9 if len(stamps) else 0.0,
+        "median_period_ms": float(np.median(periods_ms)) if len(periods_ms) else None,
+        "longest_period_ms": float(periods_ms.max()) if len(periods_ms) else None,
+    }
+
+
 def _describe_values(episode: Episode, name: str, feature: Feature) -> dict[str, Any]:
     values = episode[name][:]
     described: dict[str, Any] = {"dtype": feature.dtype, "shape": list(values.shape), "unit": feature.unit}
     if feature.kind == "text":
-        return {**described, "first": str(values[0])}
+        return {**described, "first": str(values[0]) if len(values) else ""}
     described |= _statistics(values)
     if len(feature.shape) == 1 and feature.kind == "array":
         names = feature.names or tuple(f"[{component}]" for component in range(feature.shape[0]))
@@ -208,6 +226,8 @@ def _statistics(values: np.ndarray) -> dict[str, Any]:
 
 def sparkline(values: np.ndarray) -> str:
     """The course of (T,) numbers in a few characters; `·` where there is no finite value."""
+    if not len(values):
+        return ""
     parts = [part for part in np.array_split(values.astype(np.float64), min(_SPARK_WIDTH, len(values))) if len(part)]
     means = np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in parts])
     low, high = (np.nanmin(means), np.nanmax(means)) if np.isfinite(means).any() else (0.0, 0.0)
@@ -222,10 +242,10 @@ def print_episode(document: dict[str, Any]) -> None:
     outcome, time = Outcome.from_json(document["outcome"]), document["time"]
     console.print(text(f"episode {document['uid']}", "bold"))
     console.print(text(f"{describe(outcome)}; {document['status']}, slot {document['slot']}"))
-    period = time["median_period_ms"]
-    pace = f", a step every {period:.3g} ms (longest {time['longest_period_ms']:.3g} ms)" if period is not None else ""
-    source = {"rate": "nominal, from the rate", "caller": "from the caller"}.get(time["source"], "recorder's clock")
-    console.print(f"{document['num_steps']} steps in {time['duration_s']:.3g} s{pace}; stamps: {source}")
+    console.print(f"{document['num_steps']} steps{_pace(time)}")
+    for clock, about in document["clocks"].items():
+        pace = _pace(about) if about["num_steps"] else ""
+        console.print(text(f"clock {clock}, {about['rate_hz']:g} Hz: {_count(about['num_steps'], 'step')}{pace}"))
     console.print(f"{size(document['stored_bytes'])} on disk")
     for key, value in document["metadata"].items():
         console.print(text(f"{key}: {value}"))
@@ -236,6 +256,17 @@ def print_episode(document: dict[str, Any]) -> None:
     for name, feature in document["features"].items():
         _add_feature(features, name, feature)
     console.print(features)
+
+
+def _pace(time: dict[str, Any]) -> str:
+    period = time["median_period_ms"]
+    pace = f", a step every {period:.3g} ms (longest {time['longest_period_ms']:.3g} ms)" if period is not None else ""
+    source = {"rate": "nominal, from the rate", "caller": "from the caller"}.get(time["source"], "recorder's clock")
+    return f" in {time['duration_s']:.3g} s{pace}; stamps: {source}"
+
+
+def _extremes(steps: dict[str, Any]) -> str:
+    return f"(shortest {steps['shortest']}, median {steps['median']:g}, longest {steps['longest']})"
 
 
 def _add_feature(features: Table, name: str, feature: dict[str, Any]) -> None:

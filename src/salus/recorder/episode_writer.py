@@ -30,7 +30,7 @@ from .files import EpisodeFiles, as_recording_error
 from .interrupts import INTERRUPTS, OnInterrupt
 from .polling import Poller, Pollers
 from .pool import BufferPool
-from .stream import Stream, WhenFull
+from .stream import Jobs, Stream, WhenFull
 
 State = Literal["recording", "committed", "salvaged", "discarded", "failed"]
 
@@ -77,7 +77,7 @@ class EpisodeWriter:
         self._on_interrupt = on_interrupt
         self._lock = threading.RLock()
         self._state: State = "recording"
-        self._error: RecordingError | None = None
+        self._jobs = Jobs(background, uid)
         self._decision: Future[Entry] | None = None
         self._ending: State = "recording"
         self._outcome = Outcome()
@@ -94,7 +94,7 @@ class EpisodeWriter:
                 when_full=when_full,
                 files=files,
                 statistics=self._statistics,
-                submit=self._submit,
+                jobs=self._jobs,
                 now_ns=lambda: time.monotonic_ns() + offset_ns,
             )
             for clock, checker in checkers.items()
@@ -236,18 +236,6 @@ class EpisodeWriter:
         with stream.lock:
             stream.add_whole(stored, num_steps, timestamp_source=timestamp_source)
 
-    def _submit(self, job: Callable[[], None], cost: int = 0, num_steps: int = 0) -> None:
-        def guarded() -> None:
-            if self._error is not None:
-                return
-            try:
-                job()
-            except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
-                self._error = as_recording_error(error, self.uid)
-                self._error.__cause__ = error
-
-        self._background.submit(guarded, cost, num_steps)
-
     # --- outcome -----------------------------------------------------------------------------------------------
 
     def succeed(self) -> None:
@@ -298,7 +286,7 @@ class EpisodeWriter:
 
     def _note(self, document: dict[str, Any]) -> None:
         """Have the journal say it, so that a recovered episode knows it."""
-        self._submit(lambda: self._files.note(document))
+        self._jobs.submit(lambda: self._files.note(document))
 
     # --- ending ------------------------------------------------------------------------------------------------
 
@@ -387,7 +375,7 @@ class EpisodeWriter:
             try:
                 self._decision = self._background.start(self._deciding(state, reason))
             except BaseException as error:  # Ctrl-C, and nobody knows whether the job was queued
-                self._error = RecordingError(
+                self._jobs.error = RecordingError(
                     f"episode {self.uid}: interrupted while it ended, by {type(error).__name__}"
                 )
                 self._state = "failed"
@@ -398,10 +386,10 @@ class EpisodeWriter:
             entry = self._decision.result()
         except Exception as error:
             self._state, self._decision = "failed", None
-            if error is self._error:
+            if error is self._jobs.error:
                 raise
-            self._error = as_recording_error(error, self.uid)
-            raise self._error from error
+            self._jobs.error = as_recording_error(error, self.uid)
+            raise self._jobs.error from error
         finally:
             if self._decision is None or self._decision.done():
                 self._files.close()
@@ -444,8 +432,8 @@ class EpisodeWriter:
         def decide() -> Entry:
             if not kept:
                 return self._files.abort(record)
-            if self._error is not None:
-                raise self._error
+            if self._jobs.error is not None:
+                raise self._jobs.error
             for finish_clock in finish:
                 finish_clock()
             return self._files.commit(replace(record, statistics=self._statistics.to_json()))
@@ -459,7 +447,7 @@ class EpisodeWriter:
     @property
     def _problem(self) -> RecordingError | None:
         """Why the episode cannot go on."""
-        return self._error or next((stream.problem for stream in self._streams.values() if stream.problem), None)
+        return self._jobs.error or next((stream.problem for stream in self._streams.values() if stream.problem), None)
 
     @contextmanager
     def _no_steps(self) -> Iterator[None]:
@@ -491,11 +479,11 @@ class EpisodeWriter:
 
     def flush_if_due(self) -> None:
         """Keep the half-second promise while no steps come; called on the writing thread."""
-        if self._state == "recording" and self._error is None:
+        if self._state == "recording" and self._jobs.error is None:
             try:
                 self._files.flush_if_due()
             except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
-                self._error = as_recording_error(error, self.uid)
+                self._jobs.error = as_recording_error(error, self.uid)
 
     # --- as a block --------------------------------------------------------------------------------------------
 

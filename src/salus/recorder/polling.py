@@ -51,6 +51,12 @@ class Poller:
             self._thread.join(JOIN_S)
 
     def _run(self) -> None:
+        try:
+            self._ask()
+        finally:
+            del self._read, self._push  # which know the episode, which knows this
+
+    def _ask(self) -> None:
         due = time.monotonic()
         while not self._stop.is_set():
             try:

@@ -18,11 +18,10 @@ from ..schema import TIMESTAMP
 from ..statistics import EpisodeStatistics
 from .background import Background, Encoding
 from .checking import StepChecker, Stored, check_stamp, check_stamps
-from .files import EpisodeFiles
+from .files import EpisodeFiles, as_recording_error
 from .pool import BufferPool
 
 WhenFull = Literal["block", "raise", "drop"]
-Submit = Callable[[Callable[[], None], int, int], None]
 
 _BATCH_STEPS = 8
 
@@ -38,6 +37,36 @@ class _Encoded:
     samples: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
+class Jobs:
+    """The jobs of one episode on the writing thread. After one has failed, the others do nothing.
+
+    Apart from the episode and its streams, which both have it: so that neither has the other, and the memory of an
+    episode that has ended is free at once.
+
+    Attributes:
+        error: Why writing failed; raised at the next `append`, or at `commit`.
+    """
+
+    def __init__(self, background: Background, uid: str) -> None:
+        self.error: RecordingError | None = None
+        self._background = background
+        self._uid = uid
+
+    def submit(self, job: Callable[[], None], cost: int = 0, num_steps: int = 0) -> None:
+        """Queue a job, which costs so many bytes and writes so many steps."""
+
+        def guarded() -> None:
+            if self.error is not None:
+                return
+            try:
+                job()
+            except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
+                self.error = as_recording_error(error, self._uid)
+                self.error.__cause__ = error
+
+        self._background.submit(guarded, cost, num_steps)
+
+
 class Stream:
     """Takes the steps of one clock.
 
@@ -49,7 +78,7 @@ class Stream:
         when_full: What becomes of a step for which there is no room.
         files: Where the episode is written, by the writing thread.
         statistics: Of the episode, the writing thread's.
-        submit: Queues a job of the episode: job, cost in bytes, number of steps.
+        jobs: Of the episode.
         now_ns: The recorder's own clock.
 
     Attributes:
@@ -72,7 +101,7 @@ class Stream:
         when_full: WhenFull,
         files: EpisodeFiles,
         statistics: EpisodeStatistics,
-        submit: Submit,
+        jobs: Jobs,
         now_ns: Callable[[], int],
     ) -> None:
         self.lock = threading.RLock()
@@ -90,7 +119,7 @@ class Stream:
         self._when_full = when_full
         self._files = files
         self._statistics = statistics
-        self._submit = submit
+        self._jobs = jobs
         self._now_ns = now_ns
         self._last_stamp: int | None = None
         self._specs = {name: spec for name, spec in checker.specs.items() if not spec.derived}
@@ -260,11 +289,11 @@ class Stream:
                 self._clock, first, kept, encoded.chunks, timestamp_source=timestamp_source, dropped_images=dropped
             )
 
-        self._submit(write, cost, count)
+        self._jobs.submit(write, cost, count)
 
     def _finish_segment(self) -> None:
         rows, self._segment = self._segment, self._new_segment()
-        self._submit(lambda: self._finish(rows), 0, 0)
+        self._jobs.submit(lambda: self._finish(rows))
 
     def _finish(self, rows: dict[str, np.ndarray]) -> None:
         """The end of a segment, on the writing thread."""

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from ..clocks import Matched, Seconds, interpolate, match_steps
+from ..clocks import Matched, ReadStamps, Seconds, interpolate, match_clock, match_steps
 from ..episode import Episode
 from ..errors import InvalidInputError
 from ..gather import Empty
-from ..mixture import ConcatView, View
-from ..schema import TIMESTAMP
-from ..view import DatasetView
-from ..windows import Bounds, Window, WindowIndex, check_count, step_bounds, time_bounds
+from ..mixture import ConcatView, View, empty_steps
+from ..schema import STEP, TIMESTAMP, stamps_name
+from ..view import Block, DatasetView
+from ..windows import Bounds, Window, WindowIndex, check_count, ends_of, step_bounds, time_bounds
 from .batch import Batch, Rows, Sample, SharedMemory, in_worker
 
 Transform: TypeAlias = Callable[[Sample], Sample]
@@ -31,10 +31,14 @@ class WindowDataset(TorchDataset[Sample]):
     `"actions_is_pad"` (bool (16,)) is True there. An offset that is a plain number gives no window axis:
     `{"signals": 0}` gives (12,).
 
+    A feature on another clock than the steps is found by time alone: `{"joints": salus.Seconds([-0.02, -0.01, 0.0])}`,
+    from the stamp of the sample's step, on the feature's clock. It always has its `_is_pad`: bool (), where there is no
+    window axis.
+
     Args:
         view: The episodes: a dataset, a part of one, or several as one (`salus.concat`).
         windows: Feature to offsets relative to the sample's step: in steps, or `salus.Seconds`. Besides features:
-            `"labels"`, `"labels_mask"`, `"timestamp_ns"`.
+            `"labels"`, `"labels_mask"`, `"timestamp_ns"`, `"<clock>.timestamp_ns"`.
         stride: Every how many steps is a sample, counted in each episode from the first that padding allows.
         pad_before: How many entries of any window may lie before the episode; steps where more would are no samples.
             None allows any number, 0 none.
@@ -54,7 +58,7 @@ class WindowDataset(TorchDataset[Sample]):
         transform: What is applied to every sample last, or None.
 
     Raises:
-        InvalidInputError: Bad offsets, or a mask of the wrong shape.
+        InvalidInputError: Bad offsets, offsets in steps for a feature on another clock, or a mask of the wrong shape.
         NotFoundError: An unknown feature, or one that some episodes do not have.
         CorruptDataError: The record of an episode does not hold.
 
@@ -90,18 +94,25 @@ class WindowDataset(TorchDataset[Sample]):
         self._windows = {name: Window.parse(name, offsets) for name, offsets in windows.items()}
         self.transform = transform
         view.check_sound()
-        taken = {"episode", "step"} | {f"{name}_is_pad" for name, window in self._windows.items() if not window.single}
-        for name, window in self._windows.items():
+        for name in self._windows:
             view.check_feature(name)
+        self._clocks = {name: view.clock_of(name) for name in self._windows}
+        padded = (name for name, window in self._windows.items() if not window.single or self._clocks[name] != STEP)
+        self._padded = frozenset(padded)
+        taken = {"episode", "step"} | {f"{name}_is_pad" for name in self._padded}
+        for name, window in self._windows.items():
+            _check_clock(name, window, self._clocks[name])
             if window.seconds is not None and window.seconds.method == "linear":
                 _check_linear(name, view)
             if name in taken:
                 raise InvalidInputError(f"windows: a feature called {name!r} would hide the {name!r} of the sample")
         valid = None if where is None else [_mask(where, episode) for episode in view]
-        lengths = np.array(view.episodes["num_steps"], np.int64)
-        bounds = _bounds(view, list(self._windows.values()), lengths, pad_before, pad_after)
+        self._lengths = {clock: view.lengths(clock) for clock in {STEP, *self._clocks.values()}}
+        self._periods_ns = {clock: 1e9 / _rates_hz(view, clock) for clock in self._lengths}
+        lengths = self._lengths[STEP]
+        timed = [(self._windows[name], clock) for name, clock in self._clocks.items()]
+        bounds = _bounds(view, timed, lengths, pad_before, pad_after)
         self._index = WindowIndex(lengths, valid, bounds=bounds, stride=stride)
-        self._periods_ns = 1e9 / _rates_hz(view)
         if not len(self._index):
             why = (
                 "where= or the padding allowed leave no step"
@@ -216,17 +227,17 @@ class WindowDataset(TorchDataset[Sample]):
             if window.seconds is None:
                 inside, is_pad = self._index.window(rows, steps, window.offsets)
             else:
-                found = matched[window.seconds]
+                found = matched[self._clocks[name], window.seconds]
                 inside, is_pad = found.lower, found.is_pad
                 if window.seconds.method == "linear":
                     mixed[name] = found
             if name not in mixed:
                 places[name] = (rows, inside[:, 0] if window.single else inside)
-            if not window.single:
-                pads[name] = torch.from_numpy(is_pad)
+            if name in self._padded:
+                pads[name] = torch.from_numpy(is_pad[:, 0] if window.single else is_pad)
         shared = SharedMemory() if empty is None and in_worker() else None
         empty = shared.empty if shared else empty
-        values = self.view.read(places, empty=empty, parallel=parallel)
+        values = self._read(places, empty, parallel)
         if mixed:
             values |= self._interpolated(rows, mixed, empty or np.empty, parallel)
         tensors = _as_tensors(values, shared)
@@ -248,31 +259,72 @@ class WindowDataset(TorchDataset[Sample]):
         for part in np.split(np.arange(len(rows)), borders):
             row = int(rows[part[0]])
             for name, window in self._windows.items():
-                unit = 1.0 if window.seconds is None else self._periods_ns[row]  # in seconds: about there
+                clock = self._clocks[name]
+                period = self._periods_ns[clock][row]
+                unit = 1.0 if window.seconds is None else period  # in seconds: about there
                 reach = np.rint(np.array([window.offsets.min(), window.offsets.max()]) / unit).astype(np.int64)
-                ends = np.array([steps[part[0]], steps[part[-1]]]) + reach
-                start, last = np.clip(ends, 0, self._index.lengths[row] - 1).tolist()
-                self.view.prefetch(name, row, start, last + 1)
+                ends = np.array([steps[part[0]], steps[part[-1]]])
+                if clock != STEP:
+                    ends = np.rint(ends * (self._periods_ns[STEP][row] / period)).astype(np.int64)
+                length = int(self._lengths[clock][row])
+                start, last = np.clip(ends + reach, 0, max(length - 1, 0)).tolist()
+                self.view.prefetch(name, row, start, min(last + 1, length))
 
-    def _match(self, rows: np.ndarray, steps: np.ndarray, parallel: bool) -> dict[Seconds, Matched]:
-        timed = list(dict.fromkeys(window.seconds for window in self._windows.values() if window.seconds is not None))
-        if not timed:
-            return {}
-        found = match_steps(
-            timed,
-            rows,
-            steps,
-            lengths=self._index.lengths[rows],
-            periods_ns=self._periods_ns[rows],
-            read_stamps=lambda rows, steps: self.view.read({TIMESTAMP: (rows, steps)}, parallel=parallel)[TIMESTAMP],
-        )
-        return dict(zip(timed, found, strict=True))
+    def _match(self, rows: np.ndarray, steps: np.ndarray, parallel: bool) -> dict[tuple[str, Seconds], Matched]:
+        """The steps of each clock that its windows in seconds mean."""
+        by_clock: dict[str, dict[Seconds, None]] = {}  # no window twice
+        for name, window in self._windows.items():
+            if window.seconds is not None:
+                by_clock.setdefault(self._clocks[name], {})[window.seconds] = None
+        matched: dict[tuple[str, Seconds], Matched] = {}
+        for clock, windows in by_clock.items():
+            timed, lengths, periods_ns = list(windows), self._lengths[clock][rows], self._periods_ns[clock][rows]
+            stamps = self._stamps(clock, parallel)
+            if clock == STEP:
+                found = match_steps(timed, rows, steps, lengths=lengths, periods_ns=periods_ns, read_stamps=stamps)
+            else:
+                current = self._stamps(STEP, parallel)(rows, steps)
+                there = np.flatnonzero(lengths)
+                some = match_clock(
+                    timed,
+                    rows[there],
+                    current[there],
+                    lengths=lengths[there],
+                    periods_ns=periods_ns[there],
+                    read_stamps=stamps,
+                )
+                found = [one.spread(there, len(rows)) for one in some]
+            matched |= {(clock, seconds): one for seconds, one in zip(timed, found, strict=True)}
+        return matched
+
+    def _stamps(self, clock: str, parallel: bool) -> ReadStamps:
+        name = stamps_name(clock)
+        return lambda rows, steps: self.view.read({name: (rows, steps)}, parallel=parallel)[name]
+
+    def _read(
+        self, places: Mapping[str, tuple[np.ndarray, np.ndarray]], empty: Empty | None, parallel: bool
+    ) -> dict[str, np.ndarray]:
+        """As `view.read`; zeros, or "", of episodes in which the clock of a feature has no step."""
+        lacking = {}
+        for name, (rows, _) in places.items():
+            there = self._lengths[self._clocks[name]][rows] > 0
+            if not there.all():
+                lacking[name] = there
+        whole = {name: place for name, place in places.items() if name not in lacking}
+        values = self.view.read(whole, empty=empty, parallel=parallel)
+        for name, there in lacking.items():
+            rows, steps = places[name]
+            read = self.view.read({name: (rows[there], steps[there])}, parallel=parallel)[name]
+            feature = self.view.schema.features.get(name)
+            values[name] = empty_steps(feature, read, steps.shape, empty or np.empty)
+            values[name][there], values[name][~there] = read, "" if read.dtype == object else 0
+        return values
 
     def _interpolated(
         self, rows: np.ndarray, mixed: Mapping[str, Matched], empty: Empty, parallel: bool
     ) -> dict[str, np.ndarray]:
         places = {name: (rows, np.concatenate([found.lower, found.upper], axis=1)) for name, found in mixed.items()}
-        values = self.view.read(places, parallel=parallel)
+        values = self._read(places, None, parallel)
         for name, found in mixed.items():
             lower, upper = np.split(values[name], 2, axis=1)
             result = interpolate(lower, upper, found.weight)
@@ -292,11 +344,11 @@ class EpisodeDataset(TorchDataset[Sample]):
     Args:
         view: The episodes.
         features: What a sample holds; by default all features of the schema. Besides: `"labels"`, `"labels_mask"`,
-            `"timestamp_ns"`.
+            `"timestamp_ns"`, `"<clock>.timestamp_ns"`.
         transform: Applied to every sample last.
 
-    A sample is a dict of tensors `<feature>` (T, *shape of a step). Episodes differ in length, so a `DataLoader` needs
-    `batch_size=None`, or a `collate_fn` that pads.
+    A sample is a dict of tensors `<feature>` (T, *shape of a step), T steps of the feature's clock. Episodes differ
+    in length, so a `DataLoader` needs `batch_size=None`, or a `collate_fn` that pads.
 
     Raises:
         NotFoundError: An unknown feature, or one that some episodes do not have.
@@ -317,17 +369,22 @@ class EpisodeDataset(TorchDataset[Sample]):
         self._transform = transform
         for name in self._features:
             view.check_feature(name)
+        self._clocks = {name: view.clock_of(name) for name in self._features}
+        self._lengths = {clock: view.lengths(clock) for clock in set(self._clocks.values())}
 
     def __len__(self) -> int:
         return len(self.view)
 
     def __getitem__(self, sample: int) -> Sample:
         """One episode."""
-        episode = self.view[sample]
-        steps = np.arange(len(episode))
-        rows = np.full(len(episode), sample % len(self.view))
+        self.view[sample]  # raises where there is none
+        row = sample % len(self.view)
+        lengths = {clock: int(lengths[row]) for clock, lengths in self._lengths.items()}
+        places = {
+            name: (np.full(lengths[clock], row), np.arange(lengths[clock])) for name, clock in self._clocks.items()
+        }
         shared = SharedMemory() if in_worker() else None
-        arrays = self.view.read(dict.fromkeys(self._features, (rows, steps)), empty=shared.empty if shared else None)
+        arrays = self.view.read(places, empty=shared.empty if shared else None)
         values: Sample = _as_tensors(arrays, shared)
         return values if self._transform is None else self._transform(values)
 
@@ -365,6 +422,15 @@ def _checked_mask(episode: Episode, mask: Any) -> np.ndarray:
     return array
 
 
+def _check_clock(name: str, window: Window, clock: str) -> None:
+    if clock != STEP and window.seconds is None:
+        raise InvalidInputError(
+            f"window of {name!r}: got the steps {window.offsets.tolist()}, expected seconds: it runs on the clock "
+            f"{clock!r}, whose steps are not those of the samples; salus.Seconds(0.0, method='previous') takes the "
+            "last value by then"
+        )
+
+
 def _check_linear(name: str, view: View) -> None:
     feature = view.schema.features.get(name)
     if feature is None or feature.derived or feature.nullable or not feature.dtype.startswith("float"):
@@ -375,22 +441,35 @@ def _check_linear(name: str, view: View) -> None:
         )
 
 
-def _rates_hz(view: View) -> np.ndarray:
-    """float64 (E,), nominal steps per second."""
+def _rates_hz(view: View, clock: str) -> np.ndarray:
+    """float64 (E,), nominal steps per second of a clock."""
     if isinstance(view, DatasetView):
-        return np.full(len(view), view.schema.rate_hz, np.float64)
-    rates = np.array([part.schema.rate_hz for part in view.parts], np.float64)
+        return np.full(len(view), view.schema.rate_of(clock), np.float64)
+    rates = np.array([part.schema.rate_of(clock) for part in view.parts], np.float64)
     return np.asarray(rates[view.part_of_episodes])
 
 
 def _bounds(
-    view: View, windows: list[Window], lengths: np.ndarray, pad_before: int | None, pad_after: int | None
+    view: View, windows: list[tuple[Window, str]], lengths: np.ndarray, pad_before: int | None, pad_after: int | None
 ) -> Bounds:
-    bounds = step_bounds(windows, lengths, pad_before, pad_after)
-    timed = [window for window in windows if window.seconds is not None]
-    if all(window.reach(pad_before, pad_after) == (None, None) for window in timed):
+    """The samples that the padding leaves, of windows with the clocks that they are looked up on."""
+    bounds = step_bounds([window for window, _ in windows], lengths, pad_before, pad_after)
+    timed = [(window, clock) for window, clock in windows if window.seconds is not None]
+    if all(window.reach(pad_before, pad_after) == (None, None) for window, _ in timed):
         return bounds
-    # A block is a whole episode: stamps are small.
-    pairs = [time_bounds(timed, block.arrays[TIMESTAMP], pad_before, pad_after) for block in view.scan([TIMESTAMP])]
+    pairs = []
+    for block in view.scan([TIMESTAMP]):  # a block is a whole episode: stamps are small
+        ends = {clock: _ends(block, clock) for _, clock in timed}
+        on_clocks = [(window, ends[clock]) for window, clock in timed]
+        pairs.append(time_bounds(on_clocks, block.arrays[TIMESTAMP], pad_before, pad_after))
     first, last = np.array(pairs, np.int64).reshape(-1, 2).T
     return bounds.within(Bounds(first, last))
+
+
+def _ends(block: Block, clock: str) -> np.ndarray | None:
+    """The stamps of a clock at its ends, int64 (4,); None where it has no step in the episode."""
+    if clock == STEP:
+        stamps: np.ndarray = block.arrays[TIMESTAMP]
+        return stamps[ends_of(len(stamps))]
+    data = block.episode[stamps_name(clock)]
+    return np.asarray(data[ends_of(len(data))]) if len(data) else None

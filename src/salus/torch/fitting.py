@@ -45,7 +45,7 @@ def chosen(count: int, num_samples: int | None, seed: int) -> np.ndarray | None:
 def values_of_steps(view: View, names: Iterable[str], steps: np.ndarray | None) -> Iterator[Values]:
     """Every step of the view once, or those of the given numbers, counted over all episodes.
 
-    Steps of a nullable feature without a value are left out.
+    All names are on one clock; steps are those of it. Steps of a nullable feature without a value are left out.
     """
     features = view.schema.features
     masks = {name: f"{name}.valid" for name in names if name in features and features[name].nullable}
@@ -56,7 +56,7 @@ def values_of_steps(view: View, names: Iterable[str], steps: np.ndarray | None) 
             for block in view.scan(wanted):
                 yield block.arrays, lambda row, block=block: (block.episode.uid, block.start + row)  # type: ignore[misc]
             return
-        index = WindowIndex(view.episodes["num_steps"])
+        index = WindowIndex(view.lengths(view.clock_of(wanted[0])))
         for start in range(0, len(steps), _STEPS_AT_ONCE):
             rows, at = index.locate(steps[start : start + _STEPS_AT_ONCE])
             arrays = view.read(dict.fromkeys(wanted, (rows, at)))
@@ -103,11 +103,11 @@ def _entries(windows: WindowDataset, sample: Mapping[str, Any], name: str) -> np
         raise InvalidInputError(f"Normalizer: {name!r} has {values.dtype} values, expected numbers")
     is_pad, valid = sample.get(f"{name}_is_pad"), sample.get(f"{name}.valid")
     window = windows.windows.get(name)
-    if is_pad is None and (window is None or window.single):
+    if window.single if window is not None else is_pad is None:
         values = values[None]
     kept = np.ones(len(values), bool)
     if is_pad is not None:
-        kept &= ~np.asarray(is_pad)
+        kept &= ~np.atleast_1d(is_pad)
     if valid is not None:
         kept &= np.asarray(valid)
     return np.asarray(values[kept])

@@ -61,15 +61,16 @@ class Normalizer(nn.Module):
         """A normalizer for what `windows` gives.
 
         Without a transform, the statistics are those of all steps of all episodes of `windows.view`, each once,
-        whatever the offsets, `stride`, padding and `where`. With a transform, they are those of what comes out of it,
-        over all samples; padded entries do not count. There is one statistic per component of a step, for all offsets
-        of a window together; what a transform adds without a `<name>_is_pad` is taken as a whole. Steps of a nullable
-        feature without a value do not count. Weights of `salus.concat` change nothing.
+        whatever the offsets, `stride`, padding and `where`; of a feature on another clock, those of all its steps. With
+        a transform, they are those of what comes out of it, over all samples; padded entries do not count. There is one
+        statistic per component of a step, for all offsets of a window together; what a transform adds without a
+        `<name>_is_pad` is taken as a whole. Steps of a nullable feature without a value do not count. Weights of
+        `salus.concat` change nothing.
 
         Args:
             windows: The training windows, without validation episodes.
             modes: Name in the sample to mode. What is not named stays as it is.
-            num_samples: Use so many random steps (with a transform: samples) instead of all.
+            num_samples: Use so many random steps, of each clock (with a transform: samples), instead of all.
             seed: Of the random choices.
             allow_nan: Pass over NaN and infinity, instead of refusing them.
             max_bytes: Values of one feature that are kept for quantiles. They are exact where all fit; else they are
@@ -91,25 +92,28 @@ class Normalizer(nn.Module):
         if not names:
             return normalizer
         of_steps = windows.transform is None
-        count = windows.view.num_steps if of_steps else len(windows)
-        picked = chosen(count, num_samples, seed)
-        first = windows[0]
-        taken = count if picked is None else len(picked)
-        statistics = {
-            name: Statistics(
-                name,
-                modes[name],
-                allow_nan=allow_nan,
-                share=max_bytes / max(1, taken * _nbytes(windows, first, name)),
-                seed=seed,
-            )
-            for name in names
-        }
-        values = values_of_steps(windows.view, names, picked) if of_steps else values_of_samples(windows, names, picked)
-        for part in values:
-            statistics[part.name].add(part)
+        first, view = windows[0], windows.view
+        by_clock: dict[str, list[str]] = {}
         for name in names:
-            normalizer._add(name, modes[name], *statistics[name].center_and_spread())
+            by_clock.setdefault(view.clock_of(name) if of_steps else "", []).append(name)
+        for clock, some in by_clock.items():
+            count = int(view.lengths(clock).sum()) if of_steps else len(windows)
+            picked = chosen(count, num_samples, seed)
+            taken = count if picked is None else len(picked)
+            statistics = {
+                name: Statistics(
+                    name,
+                    modes[name],
+                    allow_nan=allow_nan,
+                    share=max_bytes / max(1, taken * _nbytes(windows, first, name)),
+                    seed=seed,
+                )
+                for name in some
+            }
+            for part in values_of_steps(view, some, picked) if of_steps else values_of_samples(windows, some, picked):
+                statistics[part.name].add(part)
+            for name in some:
+                normalizer._add(name, modes[name], *statistics[name].center_and_spread())
         return normalizer
 
     @property

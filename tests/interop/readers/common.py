@@ -42,10 +42,18 @@ class Expected:
         document = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
         self.lengths: list[int] = document["lengths"]
         self.metadata: list[dict[str, Any] | None] = document["metadata"]
+        self.clocks: dict[str, Any] = document["clocks"]
         self.dimensions: dict[str, list[str]] = document["dimensions"]
         self.arrays: dict[str, Any] = document["arrays"]
         self.texts: dict[str, dict[str, list[str]]] = document["texts"]
         self._values = np.memmap(folder / "values.bin", mode="r")
+
+    def lengths_of(self, name: str) -> list[int]:
+        """The length of each row of an array, which is that of its clock."""
+        for clock in self.clocks.values():
+            if name in clock["arrays"]:
+                return list(clock["lengths"])
+        return self.lengths
 
     def rows(self, name: str) -> list[int]:
         return [int(row) for row in self.arrays[name]["rows"]]
@@ -53,7 +61,7 @@ class Expected:
     def values(self, name: str, row: int) -> np.ndarray:
         """`(length, *step_shape)`: what row `row` of the array `name` must hold."""
         array = self.arrays[name]
-        shape = (self.lengths[row], *array["step_shape"])
+        shape = (self.lengths_of(name)[row], *array["step_shape"])
         dtype = np.dtype(array["dtype"]).newbyteorder("<")
         start = array["rows"][str(row)]
         size = int(np.prod(shape)) * dtype.itemsize
@@ -84,14 +92,15 @@ def check(expected: Expected, describe: Describe, fetch: Fetch, *, texts: bool =
         The number of values compared.
     """
     count = _check_index(expected, describe, fetch, texts=texts)
-    rows, steps = len(expected.lengths), max(expected.lengths)
+    rows = len(expected.lengths)
     for name, array in expected.arrays.items():
-        shape = (rows, steps, *array["step_shape"])
+        shape = (rows, max(expected.lengths_of(name)), *array["step_shape"])
         assert describe(name) == (shape, array["dtype"], expected.dimensions[name]), f"{name}: {describe(name)}"
         count += _check_rows(expected, name, fetch)
         count += _check_random_access(expected, name, fetch)
     if texts:
         for name, by_row in expected.texts.items():
+            steps = max(expected.lengths_of(name))
             assert describe(name) == ((rows, steps), None, expected.dimensions[name]), f"{name}: {describe(name)}"
             for row, words in by_row.items():
                 assert fetch(name, (int(row), slice(len(words)))).tolist() == words, f"{name}[{row}]"
@@ -106,6 +115,10 @@ def _check_index(expected: Expected, describe: Describe, fetch: Fetch, *, texts:
     assert describe("episode_length") == ((rows,), "int32", ["episode"])
     assert 0 in expected.lengths  # a row without an episode is part of what is tested
     count = same(fetch("episode_length", slice(None)), np.array(expected.lengths, np.int32), "episode_length")
+    for clock, about in expected.clocks.items():
+        name = f"{clock}.episode_length"
+        assert describe(name) == ((rows,), "int32", ["episode"])
+        count += same(fetch(name, slice(None)), np.array(about["lengths"], np.int32), name)
     if texts:
         assert describe("episode_metadata") == ((rows,), None, ["episode"])
         for row, (text, metadata) in enumerate(
@@ -126,7 +139,7 @@ def _check_rows(expected: Expected, name: str, fetch: Fetch) -> int:
     whole = fetch(name, slice(None)) if len(expected.arrays[name]["step_shape"]) < 3 else None
     count = 0
     for row in expected.rows(name):
-        steps = slice(expected.lengths[row])
+        steps = slice(expected.lengths_of(name)[row])
         actual = whole[row, steps] if whole is not None else fetch(name, (row, steps))
         count += same(actual, expected.values(name, row), f"{name}[{row}]")
     return count

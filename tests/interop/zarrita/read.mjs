@@ -13,8 +13,14 @@ const folder = process.argv[2];
 const expected = JSON.parse(readFileSync(join(folder, "expected.json"), "utf8"));
 const source = readFileSync(join(folder, "values.bin"));
 
+/** The lengths of the rows of an array: those of its clock. */
+function lengthsOf(name) {
+  const clock = Object.values(expected.clocks).find(({ arrays }) => arrays.includes(name));
+  return clock ? clock.lengths : expected.lengths;
+}
+
 /** The bytes that row `row` of the array `name` must hold, from step `first` on, up to `last`. */
-function wanted(name, row, first = 0, last = expected.lengths[row]) {
+function wanted(name, row, first = 0, last = lengthsOf(name)[row]) {
   const { rows, step_shape: shape, dtype } = expected.arrays[name];
   const bits = dtype === "bool" ? 8 : Number(/[0-9]+$/.exec(dtype)[0]);
   const size = (product(shape) * bits) / 8;
@@ -62,6 +68,10 @@ async function checkIndex(root) {
   const lengths = await zarr.get(await open(root, "episode_length"));
   assert.ok(lengths.data instanceof Int32Array);
   assert.deepEqual([...lengths.data], expected.lengths, "episode_length");
+  for (const [clock, about] of Object.entries(expected.clocks)) {
+    const { data } = await zarr.get(await open(root, `${clock}.episode_length`));
+    assert.deepEqual([...data], about.lengths, `${clock}.episode_length`);
+  }
   const { data: texts } = await zarr.get(await open(root, "episode_metadata"));
   assert.equal(texts.length, expected.metadata.length);
   for (const [row, metadata] of expected.metadata.entries()) {
@@ -80,13 +90,13 @@ async function checkIndex(root) {
 async function checkArray(root, name) {
   const { rows, step_shape: stepShape, dtype } = expected.arrays[name];
   const array = await open(root, name);
-  const steps = Math.max(...expected.lengths);
+  const steps = Math.max(...lengthsOf(name));
   assert.equal(array.dtype, dtype, name);
   assert.deepEqual(array.shape, [expected.lengths.length, steps, ...stepShape], name);
   const rest = stepShape.map(() => null);
   let count = 0;
   for (const row of Object.keys(rows).map(Number)) {
-    const length = expected.lengths[row];
+    const length = lengthsOf(name)[row];
     count += same(await zarr.get(array, [row, zarr.slice(0, length), ...rest]), name, row, 0, length);
     const first = (row * 7) % length;
     const last = Math.min(first + 3, length);
