@@ -142,9 +142,9 @@ def check_plain_zarr(path: Path, dataset: salus.Dataset) -> None:
             np.testing.assert_array_equal(group[name][episode.slot, : len(values)], values)
 
 
-def check_plain_zarr_meanwhile(path: Path) -> None:
+def check_plain_zarr_meanwhile(path: Path, *, use_consolidated: bool | None = None) -> None:
     """Before anybody repairs anything, plain zarr opens it, and every row that it shows is a whole episode."""
-    group = zarr.open_group(path, mode="r")
+    group = zarr.open_group(path, mode="r", use_consolidated=use_consolidated)
     texts = group["episode_metadata"][:]
     for slot, num_steps in enumerate(group["episode_length"][:].tolist()):
         if num_steps:

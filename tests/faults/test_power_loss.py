@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 import salus
+from salus.recorder.journal import NAME as JOURNAL
 from salus.recorder.recovery import RecoveryReport
 from salus.schema import STEP
 
@@ -35,7 +36,9 @@ from .test_crash_between_steps import check_plain_zarr_meanwhile, check_that_wor
 
 RESUME_EVERY = 25
 RECOVER_AGAIN_EVERY = 8
-SUITE_RECOVERS_EVERY = 8
+SUITE_LOOKS_EVERY = 2
+SUITE_RECOVERS_EVERY = 5
+HARMLESS_LOOKS_EVERY = 12
 MAY_BE_GONE_AFTER = {1: "discarding", 2: "tagged"}
 """By slot: the episode that is discarded, and the one that is deleted after the last acknowledgement before that."""
 SUITE_CHOICES = 3
@@ -54,9 +57,10 @@ class Replay:
     Attributes:
         folder: Where they are built.
         seed: Of what is drawn.
+        look_every: One of so many is looked at. The others are taken for good.
         resume_every: Recording is resumed in one of so many states.
         recover_every: `salus.recover` runs in one of so many, before that.
-        good: What was looked at: digests of trees, with how much had been acknowledged.
+        good: Digests of trees, with how much had been acknowledged: they are not looked at again.
         seen: What plain zarr and `salus.open` have looked at: digests of what they read, without journals.
         states: How many were looked at.
         salvaged: Episodes that were brought back in them.
@@ -65,6 +69,7 @@ class Replay:
 
     folder: Path
     seed: int = 0
+    look_every: int = 1
     resume_every: int = RESUME_EVERY
     recover_every: int = 1
     good: set[tuple[str, int]] = field(default_factory=set)
@@ -102,7 +107,8 @@ class Replay:
                 if mark not in self.good:
                     if self.states == self.most:
                         return False
-                    self._look(builder, tree, events, point)
+                    if len(self.good) % self.look_every == 0:
+                        self._look(builder, tree, events, point)
                     self.good.add(mark)
         return True
 
@@ -122,6 +128,7 @@ class Replay:
             named = dict(events) | {"point": {"number": point}}
             if "created" in named and self._is_new(tree, -1, "_salus"):
                 check_plain_zarr_meanwhile(path)
+                check_plain_zarr_meanwhile(path, use_consolidated=False)
             if "created" not in named or self._is_new(tree, len(events), "_salus/journal"):
                 check_what_is_there(path, named, committed)
             if "created" in named and self.states % self.recover_every == 0:
@@ -187,8 +194,9 @@ def operations(tmp_path_factory: pytest.TempPathFactory) -> list[Operation]:
 @pytest.fixture(scope="module")
 def good(operations: list[Operation]) -> set[tuple[str, int]]:
     """The states of the unbroken log, in which all holds: a mutant is looked at where it differs from them."""
-    with replaying(recover_every=SUITE_RECOVERS_EVERY) as replay:
+    with replaying(look_every=SUITE_LOOKS_EVERY, recover_every=SUITE_RECOVERS_EVERY) as replay:
         replay.run(operations, every_choice_up_to=SUITE_CHOICES, drawn=SUITE_DRAWN)
+    assert replay.states > 1000
     assert replay.salvaged > 20
     return replay.good
 
@@ -229,11 +237,13 @@ def mutants(operations: Sequence[Operation]) -> dict[str, list[Operation]]:
     return {name: [o for n, o in enumerate(operations) if n not in gone] for gone, name in found.items()}
 
 
-def look_at(mutant: Sequence[Operation], good: set[tuple[str, int]], *, whole: bool = False) -> None:
+def look_at(
+    mutant: Sequence[Operation], good: set[tuple[str, int]], *, whole: bool = False, look_every: int = 1
+) -> None:
     """Raises PromiseBrokenError where a promise does not hold after an acknowledgement; `whole`: or anywhere else."""
     known = set(good)
     for hasty in (True, False) if whole else (True,):
-        with replaying(good=known, resume_every=1) as replay:
+        with replaying(good=known, resume_every=1, look_every=look_every) as replay:
             replay.run(mutant, hasty=hasty)
 
 
@@ -263,15 +273,97 @@ def test_an_acknowledgement_before_its_record_is_found(operations: list[Operatio
         look_at(early, good, whole=True)
 
 
-def test_a_record_before_its_shards_is_found(operations: list[Operation], good: set[tuple[str, int]]) -> None:
+def _replaced(operations: Sequence[Operation]) -> list[tuple[int, int, str]]:
+    """Where each file is written, put in place by a rename, and made durable there: first, end, and its path."""
+    found = []
+    for place, operation in enumerate(operations):
+        if operation.kind == "rename":
+            first = next(n for n in range(place, -1, -1) if operations[n].kind == "create")
+            assert operations[first].path == operation.path
+            above = operation.target.rpartition("/")[0]
+            end = place + 1 + (operations[place + 1].kind == "sync folder" and operations[place + 1].path == above)
+            found.append((first, end, operation.target.removeprefix("data.zarr/")))
+    return found
+
+
+def _publishing(operations: Sequence[Operation], rank: Callable[[str], int]) -> list[Operation]:
+    """Files that are replaced one right after another are replaced in the order of `rank` instead."""
+    mutant, written = list[Operation](), 0
+    runs = list[list[tuple[int, int, str]]]()
+    for first, end, path in _replaced(operations):
+        if not runs or runs[-1][-1][1] != first:
+            runs.append([])
+        runs[-1].append((first, end, path))
+    for run in runs:
+        mutant += operations[written : run[0][0]]
+        for first, end, _ in sorted(run, key=lambda each: rank(each[2])):
+            mutant += operations[first:end]
+        written = run[-1][1]
+    return [*mutant, *operations[written:]]
+
+
+def _journal_first(operations: Sequence[Operation]) -> list[Operation]:
+    """Each time, the journal is made durable before the shards that it points into, instead of after them."""
+    mutant = list(operations)
+    for place, operation in enumerate(operations):
+        if operation.kind == "sync" and operation.path.endswith(f"/{JOURNAL}"):
+            first = place
+            while mutant[first - 1].path == operation.path and mutant[first - 1].kind == "write":
+                first -= 1
+            shards = first
+            while mutant[shards - 1].kind == "sync" and mutant[shards - 1].path.endswith(".shard"):
+                shards -= 1
+            mutant[shards : place + 1] = [*mutant[first : place + 1], *mutant[shards:first]]
+    return mutant
+
+
+def _record_first(operations: Sequence[Operation]) -> list[Operation]:
     """All that is done to the log goes before what is done to the shards of the first episode."""
     first = next(n for n, operation in enumerate(operations) if operation.kind == "link" and "/c." in operation.target)
     end = next(n for n, operation in enumerate(operations) if operation.event and operation.event[0] == "committed")
     between = operations[first:end]
     log = [operation for operation in between if operation.path.startswith("data.zarr/_salus/log")]
-    swapped = [*operations[:first], *log, *(each for each in between if each not in log), *operations[end:]]
-    with pytest.raises(PromiseBrokenError):
-        look_at(swapped, good, whole=True)
+    return [*operations[:first], *log, *(each for each in between if each not in log), *operations[end:]]
+
+
+def _root_first(path: str) -> int:
+    return path != "zarr.json"
+
+
+def _root_before_arrays(path: str) -> int:
+    return 0 if not path.endswith("zarr.json") else 1 if path == "zarr.json" else 2
+
+
+def _length_before_shapes(path: str) -> int:
+    return 0 if not path.endswith("zarr.json") else 1 if path == "episode_length/zarr.json" else 2
+
+
+ORDERS: dict[str, Callable[[Sequence[Operation]], list[Operation]]] = {
+    "record before its shards": _record_first,
+    "journal before the chunks that it points to": _journal_first,
+    "root before the rows": lambda log: _publishing(log, _root_first),
+    "root before the arrays": lambda log: _publishing(log, _root_before_arrays),
+    "episode_length before the shapes of the others": lambda log: _publishing(log, _length_before_shapes),
+}
+HARMLESS = {
+    "journal before the chunks that it points to": "both are durable before anything is promised, and a recoverer "
+    "takes a step only where its chunk is there and its checksum holds",
+    "root before the arrays": "who opens the root reads all shapes there; who opens an array is behind until the next "
+    "publisher, which compares the metadata of every array",
+}
+"""Orders that make no difference to any promise, and why."""
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_swapped_order_breaks_a_promise(operations: list[Operation], good: set[tuple[str, int]], name: str) -> None:
+    mutant = ORDERS[name](operations)
+    assert mutant != operations
+    assert sorted(map(repr, mutant)) == sorted(map(repr, operations))
+    if name in HARMLESS:
+        look_at(mutant, good, whole=True, look_every=HARMLESS_LOOKS_EVERY)
+    else:
+        with pytest.raises(PromiseBrokenError):
+            look_at(mutant, good, whole=True)
 
 
 def replay_share(first: int, of: int, most: int) -> tuple[int, int, int, int]:
