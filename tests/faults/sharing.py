@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -57,6 +58,18 @@ def on_all_cores(function: Callable[..., Result], wanted: int, *more: Any) -> li
     """Call `function(number, of, share, *more)` once in each of `of` processes, whose shares add up to `wanted`."""
     count = min(os.cpu_count() or 1, wanted)
     shares = [wanted // count + (number < wanted % count) for number in range(count)]
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as processes:
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _end_with_parent) as processes:
         calls = [processes.submit(function, number, count, share, *more) for number, share in enumerate(shares)]
         return [call.result() for call in calls]
+
+
+def _end_with_parent() -> None:
+    """A run that is stopped takes its processes along."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

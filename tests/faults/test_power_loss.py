@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 import salus
 from salus.recorder.journal import NAME as JOURNAL
@@ -30,14 +31,20 @@ from salus.schema import STEP
 
 from .disk import EXHAUSTIVE_UP_TO, Builder, Disk, Tree, digest, without
 from .oplog import Operation, logged_script
-from .scenario import DISCARDED, LENGTHS, STEPWISE, TICKS, make_script_episode
+from .scenario import DISCARDED, LENGTHS, STEPWISE, TICKS, WHOLE, make_script_episode
 from .sharing import on_all_cores
-from .test_crash_between_steps import check_plain_zarr_meanwhile, check_that_work_goes_on, check_what_is_there
+from .test_crash_between_steps import (
+    check_plain_zarr_meanwhile,
+    check_script_episode,
+    check_that_work_goes_on,
+    check_what_is_there,
+)
 
 RESUME_EVERY = 25
 RECOVER_AGAIN_EVERY = 8
 SUITE_LOOKS_EVERY = 2
 SUITE_RECOVERS_EVERY = 5
+SUITE_LOOKS_TWO_EVERY = 6
 HARMLESS_LOOKS_EVERY = 12
 MAY_BE_GONE_AFTER = {1: "discarding", 2: "tagged"}
 """By slot: the episode that is discarded, and the one that is deleted after the last acknowledgement before that."""
@@ -122,24 +129,46 @@ class Replay:
     def _look(self, builder: Builder, tree: Tree, events: list[tuple[str, dict[str, Any]]], point: int) -> None:
         self.states += 1
         builder.build(tree, self.folder / "state")
-        path = self.folder / "state" / "data.zarr"
         try:
-            committed = [details for event, details in events if event == "committed"]
-            named = dict(events) | {"point": {"number": point}}
-            if "created" in named and self._is_new(tree, -1, "_salus"):
-                check_plain_zarr_meanwhile(path)
-                check_plain_zarr_meanwhile(path, use_consolidated=False)
-            if "created" not in named or self._is_new(tree, len(events), "_salus/journal"):
-                check_what_is_there(path, named, committed)
-            if "created" in named and self.states % self.recover_every == 0:
-                self.salvaged += recover_and_check(path, events, again=self.states % RECOVER_AGAIN_EVERY == 0)
-            if self.states % self.resume_every == 0:
-                check_that_work_goes_on(path, named)
+            self._check(self.folder / "state" / "data.zarr", tree, events)
         except Exception as error:
             where = f"power loss after operation {point}, state {self.states}, seed {self.seed}"
             raise PromiseBrokenError(f"{where}: {error!r}") from error
         finally:
             shutil.rmtree(self.folder / "state")
+
+    def _check(self, path: Path, tree: Tree, events: list[tuple[str, dict[str, Any]]]) -> None:
+        committed = [details for event, details in events if event == "committed"]
+        named = dict(events) | {"state": {"number": self.states}}
+        if "created" in named and self._is_new(tree, -1, "_salus"):
+            check_plain_zarr_meanwhile(path)
+            check_plain_zarr_meanwhile(path, use_consolidated=False)
+        if "created" not in named or self._is_new(tree, len(events), "_salus/journal"):
+            check_what_is_there(path, named, committed)
+        if "created" in named and self.states % self.recover_every == 0:
+            self.salvaged += recover_and_check(path, events, again=self.states % RECOVER_AGAIN_EVERY == 0)
+        if self.states % self.resume_every == 0:
+            check_that_work_goes_on(path, named)
+
+
+class ReplayOfTwo(Replay):
+    """The same of `two_writers` of oplog.py: what one writer published and tagged of the other is in the log."""
+
+    def _check(self, path: Path, tree: Tree, events: list[tuple[str, dict[str, Any]]]) -> None:
+        happened = {event for event, _ in events}
+        if "created" not in happened:
+            return
+        check_plain_zarr_meanwhile(path)
+        dataset = salus.open(path)
+        seeds = {entry.slot: dataset[entry.uid].metadata["seed"] for entry in dataset.episodes}
+        shown = np.flatnonzero(zarr.open_group(path, mode="r")["episode_length"][:])
+        assert set(shown.tolist()) <= set(seeds), "plain zarr shows an episode that the log does not hold"
+        assert "published" not in happened or seeds == {0: WHOLE}
+        assert "tagged" not in happened or dataset.tags() == ["first"]
+        for name in dataset.tags():
+            assert {entry.slot for entry in salus.open(path, tag=name).episodes} <= set(seeds), "only the tag holds it"
+        for entry in dataset.episodes:
+            check_script_episode(dataset[entry.uid], WHOLE)
 
 
 def recover_and_check(path: Path, events: Sequence[tuple[str, dict[str, Any]]], *, again: bool = True) -> int:
@@ -202,11 +231,11 @@ def good(operations: list[Operation]) -> set[tuple[str, int]]:
 
 
 @contextmanager
-def replaying(**more: Any) -> Iterator[Replay]:
+def replaying(kind: type[Replay] = Replay, **more: Any) -> Iterator[Replay]:
     """A replay in memory, where there is a file system in memory."""
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a fresh private directory is made in it
     with tempfile.TemporaryDirectory(dir=memory, prefix="salus-power-") as folder:
-        yield Replay(Path(folder) / "states", **more)
+        yield kind(Path(folder) / "states", **more)
 
 
 def test_after_a_power_loss_what_was_acknowledged_is_there(
@@ -247,11 +276,8 @@ def look_at(
             replay.run(mutant, hasty=hasty)
 
 
-NOT_NEEDED = {
-    "sync folder: storage.local.LocalStorage.lock": "what else is written makes these names durable as well",
-    "sync folder: storage.local.LocalStorage.sync": "one process records: all that it reads it has made durable itself",
-}
-"""Syncs without which nothing is lost that this test knows of, and why."""
+NEEDED_BY_TWO = "sync folder: storage.local.LocalStorage.sync"
+"""One writer has made all durable itself that it reads; it takes another one to show what this sync is for."""
 
 
 def test_without_any_one_sync_a_promise_breaks(operations: list[Operation], good: set[tuple[str, int]]) -> None:
@@ -262,7 +288,16 @@ def test_without_any_one_sync_a_promise_breaks(operations: list[Operation], good
         except PromiseBrokenError:
             continue
         survived.add(name)
-    assert survived == set(NOT_NEEDED)
+    assert survived == {NEEDED_BY_TWO}
+
+
+def test_what_one_writer_read_of_another_is_durable_before_it_is_published_or_tagged(tmp_path: Path) -> None:
+    log = logged_script(tmp_path, script="two writers")
+    with replaying(ReplayOfTwo, look_every=SUITE_LOOKS_TWO_EVERY) as replay:
+        replay.run(log)
+    assert replay.states > 100
+    with replaying(ReplayOfTwo, good=replay.good) as mutant, pytest.raises(PromiseBrokenError):
+        mutant.run(mutants(log)[NEEDED_BY_TWO])
 
 
 def test_an_acknowledgement_before_its_record_is_found(operations: list[Operation], good: set[tuple[str, int]]) -> None:
