@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -17,53 +12,20 @@ from salus.codecs import decode_chunk
 from salus.layout import array_specs
 from salus.recorder.journal import NAME, is_alive, read_journal
 
-RATE = 50.0
-
-
-def schema() -> salus.Schema:
-    features = {"images": salus.Image(height=6, width=8), "q": salus.Feature((2,)), "say": salus.Text()}
-    return salus.Schema(features, rate_hz=RATE, segment_steps=32)
-
-
-def step(number: int) -> dict[str, object]:
-    rng = np.random.default_rng(number)
-    images = rng.integers(0, 256, (3, 6, 8), dtype=np.uint8)
-    return {"images": images, "q": rng.normal(size=2).astype(np.float32), "say": f"step {number}"}
-
-
-def record_until_killed(path: Path, connection: Connection) -> None:
-    recorder = salus.Recorder(salus.create(path, schema()))
-    episode = recorder.start(task="killed")
-    connection.send(episode.slot)
-    number = 0
-    while True:
-        episode.append(step(number), timestamp_ns=1000 + number)
-        number += 1
-        connection.send((number, time.monotonic()))
-        time.sleep(1 / RATE)
+from .faults.killed_recorder import SCHEMA, SEGMENT, record_and_die, step
 
 
 @pytest.fixture
 def killed(path: Path) -> tuple[Path, int, int]:
     """A recorder killed after about 1.3 s: the episode's folder, the steps appended, and those half a second before."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=record_until_killed, args=(path, theirs), daemon=True)
-    process.start()
-    theirs.close()  # so that a child that dies is seen, and not waited for
-    assert ours.poll(60)
-    slot, appended = ours.recv(), []
-    while not appended or appended[-1][1] - appended[0][1] < 1.3:
-        assert ours.poll(30)
-        appended.append(ours.recv())
-    folder = path / "_salus" / "journal" / f"{slot:010d}"
-    assert is_alive(folder / NAME)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    # The interval, and as much again for the writing thread to come round on a busy machine.
-    before = [number for number, when in appended if when < appended[-1][1] - 1.0]
-    return folder, appended[-1][0], before[-1]
+    salus.create(path, SCHEMA)
+    journals = path / "_salus" / "journal"
+
+    def alive(slot: int) -> None:
+        assert is_alive(journals / f"{slot:010d}" / NAME)
+
+    left = record_and_die(path, 1.3, alive=alive)
+    return journals / f"{left.slot:010d}", left.appended, left.durable
 
 
 def test_a_killed_recorder_leaves_its_steps_in_the_journal(killed: tuple[Path, int, int]) -> None:
@@ -72,10 +34,10 @@ def test_a_killed_recorder_leaves_its_steps_in_the_journal(killed: tuple[Path, i
     start, *frames = read_journal(folder / NAME)
     assert start.document["type"] == "start"
     assert start.document["metadata"] == {"task": "killed"}
-    specs, found = array_specs(schema()), 0
+    specs, found = array_specs(SCHEMA), 0
     for frame in frames:
         if frame.document["type"] == "segment":
-            found = max(found, (frame.document["segment"] + 1) * 32)  # these steps are in shards in place
+            found = max(found, (frame.document["segment"] + 1) * SEGMENT)  # these steps are in shards in place
             continue
         first, count, place = frame.document["first"], frame.document["count"], 0
         sizes = frame.document["arrays"]
@@ -84,17 +46,17 @@ def test_a_killed_recorder_leaves_its_steps_in_the_journal(killed: tuple[Path, i
             spec = specs[name]
             raw = np.frombuffer(frame.rows[place : place + sizes[name]], spec.numpy_dtype)
             rows[name], place = raw.reshape(count, *spec.stored_step_shape), place + sizes[name]
-        growing = folder / f"images.{first // 32}.shard"  # or finished meanwhile: the chunks stay where they are
-        in_place = folder.parents[2] / specs["images"].shard_key(int(folder.name), first // 32)
+        growing = folder / f"camera.{first // SEGMENT}.shard"  # or finished meanwhile: the chunks stay where they are
+        in_place = folder.parents[2] / specs["camera"].shard_key(int(folder.name), first // SEGMENT)
         segment = (growing if growing.exists() else in_place).read_bytes()
         for row in range(count):
             number = first + row
             np.testing.assert_array_equal(rows["q"][row], step(number)["q"])
             assert rows["timestamp_ns"][row] == 1000 + number
-            assert frame.document["texts"]["say"][row] == f"step {number}"
-            offset, size = frame.document["chunks"]["images"][row]
-            image = decode_chunk(specs["images"], segment[offset : offset + size])[0].transpose(2, 0, 1)
-            np.testing.assert_array_equal(image, step(number)["images"])
+            assert frame.document["texts"]["say"][row] == step(number)["say"]
+            offset, size = frame.document["chunks"]["camera"][row]
+            image = decode_chunk(specs["camera"], segment[offset : offset + size])[0].transpose(2, 0, 1)
+            np.testing.assert_array_equal(image, step(number)["camera"])
         found = first + count
     assert durable <= found <= appended
 
@@ -117,7 +79,7 @@ def test_a_journal_cut_or_torn_anywhere_gives_whole_frames_only(killed: tuple[Pa
 
 
 def test_a_committed_episode_leaves_no_journal(path: Path) -> None:
-    with salus.Recorder(salus.create(path, schema())) as recorder, recorder.episode() as episode:
+    with salus.Recorder(salus.create(path, SCHEMA)) as recorder, recorder.episode() as episode:
         for number in range(40):
             episode.append(step(number))
     assert list((path / "_salus" / "journal").iterdir()) == []

@@ -197,6 +197,15 @@ def digest(tree: Tree) -> str:
     return sha.hexdigest()
 
 
+def without(tree: Tree, path: str) -> Tree:
+    """A tree without what lies at `path`."""
+    name, _, inside = path.partition("/")
+    below = tree.get(name)
+    if not inside:
+        return {other: value for other, value in tree.items() if other != name}
+    return {**tree, name: without(below, inside)} if isinstance(below, dict) else tree
+
+
 class Builder:
     """Puts trees on a real file system; equal files are one file, hard-linked: nobody writes into them."""
 

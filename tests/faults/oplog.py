@@ -1,7 +1,8 @@
-"""The log of what a recording does to the disk: `python -m tests.faults.oplog FOLDER OUT`.
+"""The log of what a recording does to the disk: `python -m tests.faults.oplog FOLDER OUT SCRIPT`.
 
-Runs the script of `scenario.py` in a process of its own, with every call of `os` that changes files written down in the
-order in which it was made, and the acknowledgements between them. Each fsync says from where in SALUS it was called.
+Runs a script, such as that of `scenario.py`, in a process of its own, with every call of `os` that changes files
+written down in the order in which it was made, and the acknowledgements between them. Each fsync says from where in
+SALUS it was called.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from salus.schema import STEP
 
 from . import scenario
 
@@ -179,40 +178,71 @@ def _site() -> tuple[str, ...]:
     return tuple(found)
 
 
-def logged_script(folder: Path) -> list[Operation]:
-    """The operations of the whole script of `scenario.py`, recorded into `folder`/data.zarr by a process of its own."""
+def logged_script(folder: Path, script: str = "script") -> list[Operation]:
+    """The operations of a script of SCRIPTS, recorded into `folder`/data.zarr by a process of its own."""
     out = folder / "operations"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.oplog", str(folder / "run"), str(out)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.oplog", str(folder / "run"), str(out), script]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
     operations: list[Operation] = pickle.loads(out.read_bytes())  # noqa: S301 - written by us, just now
     return operations
 
 
 def _note_what_is_journalled(logger: Logger) -> None:
-    """Acknowledge the steps of a slot when the flush that made them durable has returned."""
+    """Acknowledge the steps of each clock of a slot when the flush that made them durable has returned."""
     files = scenario.salus.recorder.files.EpisodeFiles
     flush = files._flush
 
     def noted(self: Any) -> None:
-        pending = self._clocks[STEP].pending
-        steps, written = pending.first + pending.count, pending.count
+        pending = {clock: state.pending for clock, state in self._clocks.items() if state.pending.count}
         flush(self)
-        if written:
-            logger.acknowledge("journalled", slot=self.slot, steps=steps)
+        for clock, steps in pending.items():
+            logger.acknowledge("journalled", slot=self.slot, clock=clock, steps=steps.first + steps.count)
 
     files._flush = noted  # type: ignore[method-assign]
 
 
+def two_writers(path: Path, acknowledge: Callable[..., None]) -> None:
+    """A second writer publishes and tags an episode between the link of its record and the sync of the folder.
+
+    Two writers that share nothing but the folder: what they do to the disk is the same as from two processes.
+    """
+    first = scenario.salus.create(path, scenario.CLOCKS_SCHEMA)
+    acknowledge("created")
+    storage, waiting = first.storage, [scenario.salus.open(path, mode="a")]
+    sync_folder = storage.sync_folder
+
+    def interrupted(folder: Path, key: str) -> None:
+        if key.startswith("_salus/log/") and waiting:
+            second = waiting.pop()
+            second.publish(whole=False)
+            acknowledge("published")
+            second.refresh().tag("first")
+            acknowledge("tagged")
+        sync_folder(folder, key)
+
+    storage.sync_folder = interrupted
+    with scenario.salus.Recorder(first) as recorder:
+        recorder.record_episode(scenario.make_script_episode(scenario.WHOLE), {"seed": scenario.WHOLE})
+        acknowledge("committed")
+    assert not waiting
+
+
+SCRIPTS: dict[str, Callable[[Path, Callable[..., None]], None]] = {
+    "script": scenario.run_script,
+    "two writers": two_writers,
+}
+
+
 def main() -> None:
     """Run the script under the log."""
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    folder, out, script = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     folder.mkdir()
     scenario.warm_up()
     scenario.salus.recorder.files.FLUSH_INTERVAL_S = 0  # flush the journal at every step
     logger = Logger(folder)
     logger.install()
     _note_what_is_journalled(logger)
-    scenario.run_script(folder / "data.zarr", logger.acknowledge)
+    SCRIPTS[script](folder / "data.zarr", logger.acknowledge)
     descriptor = os.open(out, os.O_WRONLY | os.O_CREAT, 0o644)
     os.write(descriptor, pickle.dumps(logger.operations))
     os._exit(0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import itertools
 import json
 import os
 import resource
@@ -31,20 +32,20 @@ import numpy as np
 
 import salus
 
-SCHEMA = salus.Schema(
-    {
-        "camera": salus.Image(height=2, width=3),
-        "states": salus.Feature((2,)),
-        "say": salus.Text(),
-        "horizon_labels": salus.Feature((1, 1), derived="outcome", allow_nan=True),
-    },
-    rate_hz=50,
-    failure_kinds=("drop",),
-    horizons=(2,),
-    segment_steps=4,
-)
+_FEATURES = {
+    "camera": salus.Image(height=2, width=3),
+    "states": salus.Feature((2,)),
+    "say": salus.Text(),
+    "horizon_labels": salus.Feature((1, 1), derived="outcome", allow_nan=True),
+}
+_OPTIONS: dict[str, Any] = {"rate_hz": 50, "failure_kinds": ("drop",), "horizons": (2,), "segment_steps": 4}
+SCHEMA = salus.Schema(_FEATURES, **_OPTIONS)  # one clock: what recorder.vector and a simple test need
+CLOCKS_SCHEMA = salus.Schema(
+    {**_FEATURES, "q": salus.Feature((2,), clock="joints")}, **_OPTIONS, clocks={"joints": 100}
+)  # that of `run_script`; a segment has 8 ticks of the joints
 LENGTHS = {0: 6, 1: 5, 2: 3, 3: 2}  # by seed; 6 and 5 cross the border of a segment
 WHOLE, STEPWISE, DISCARDED, AFTERWARDS = LENGTHS
+TICKS = {WHOLE: 11, STEPWISE: 10, DISCARDED: 3, AFTERWARDS: 0}  # of the joints; 11 and 10 cross a border as well
 
 GROUPS = ((4, 0, 1, 2), (10,))  # seeds; the first has 5 steps, which cross the border of a segment
 
@@ -63,6 +64,16 @@ def make_episode(seed: int, num_steps: int | None = None) -> dict[str, Any]:
     }
 
 
+def make_ticks(seed: int) -> np.ndarray:
+    """The feature "q" of the episode `seed` of `run_script`, float32 (ticks of the clock "joints", 2)."""
+    return np.random.default_rng([seed, 1]).normal(size=(TICKS[seed], 2)).astype(np.float32)
+
+
+def make_script_episode(seed: int) -> dict[str, Any]:
+    """All recorded arrays of the episode `seed` of `run_script`, for CLOCKS_SCHEMA; none on a clock without ticks."""
+    return make_episode(seed) | ({"q": make_ticks(seed)} if TICKS[seed] else {})
+
+
 def looped_length(seed: int) -> int:
     """Steps of the episode `seed` of the endless recording."""
     return 1 + seed % 9
@@ -70,20 +81,16 @@ def looped_length(seed: int) -> int:
 
 def run_script(path: Path, acknowledge: Callable[..., None]) -> None:
     """Create, record two episodes and discard one, amend, tag, delete, close; acknowledge each when it returned."""
-    dataset = salus.create(path, SCHEMA)
+    dataset = salus.create(path, CLOCKS_SCHEMA)
     acknowledge("created")
     with salus.Recorder(dataset) as recorder:
-        entry = recorder.record_episode(make_episode(WHOLE), {"seed": WHOLE})
+        entry = recorder.record_episode(make_script_episode(WHOLE), {"seed": WHOLE})
         acknowledge("committed", seed=WHOLE, uid=entry.uid)
         dropped = recorder.start(seed=DISCARDED)
         with recorder.episode(seed=STEPWISE) as episode:
-            arrays = make_episode(STEPWISE)
-            for step in range(LENGTHS[STEPWISE]):
-                episode.append({name: values[step] for name, values in arrays.items()})
+            append_and_push(episode, STEPWISE)
         acknowledge("committed", seed=STEPWISE, uid=episode.uid)
-        arrays = make_episode(DISCARDED)
-        for step in range(LENGTHS[DISCARDED]):
-            dropped.append({name: values[step] for name, values in arrays.items()})
+        append_and_push(dropped, DISCARDED)
         acknowledge("discarding")
         dropped.discard(reason="operator")
         acknowledge("discarded", uid=dropped.uid)
@@ -96,6 +103,15 @@ def run_script(path: Path, acknowledge: Callable[..., None]) -> None:
     acknowledge("tagged")
     dataset.delete(episode.uid)
     acknowledge("deleted")
+
+
+def append_and_push(episode: salus.EpisodeWriter, seed: int) -> None:
+    """Append the steps of the episode `seed`, and push two ticks of the joints after each, as long as there are any."""
+    arrays, ticks = make_episode(seed), iter(make_ticks(seed))
+    for step in range(LENGTHS[seed]):
+        episode.append({name: values[step] for name, values in arrays.items()})
+        for tick in itertools.islice(ticks, 2):
+            episode.push("joints", tick)
 
 
 def run_groups(path: Path, acknowledge: Callable[..., None]) -> None:
@@ -230,11 +246,12 @@ class Warm:
 
 def warm_up() -> None:
     """Let zarr write its templates, once, before anything is counted."""
-    salus.layout.root_metadata(SCHEMA, 0, {})
-    for spec in salus.layout.array_specs(SCHEMA).values():
-        salus.layout.array_metadata(spec, 0, 0)
-    for name in (salus.layout.METADATA, salus.schema.LENGTH):
-        salus.layout.index_metadata(name, 0)
+    for schema in (SCHEMA, CLOCKS_SCHEMA):
+        salus.layout.root_metadata(schema, 0, {})
+        for spec in salus.layout.array_specs(schema).values():
+            salus.layout.array_metadata(spec, 0, 0)
+        for name in (salus.layout.METADATA, *map(salus.schema.length_name, (salus.schema.STEP, *schema.clocks))):
+            salus.layout.index_metadata(name, 0)
 
 
 def _serve() -> None:

@@ -22,7 +22,7 @@ import salus
 from salus import documents
 from salus.codecs import crc32c, decode_chunk
 from salus.errors import AlreadyExistsError
-from salus.layout import ArraySpec, claim_key, record_key, recorded_arrays
+from salus.layout import claim_key, record_key, recorded_arrays
 from salus.log import publish as publishing
 from salus.log import snapshot as snapshots
 from salus.log.amendments import Amendment, append_amendment
@@ -33,12 +33,18 @@ from salus.log.revisions import put_revision
 from salus.log.snapshot import Snapshot, load, write_checkpoint
 from salus.log.tags import put_tag, read_tag
 from salus.recorder.uids import new_uid
+from salus.schema import STEP, length_name
 from salus.shards import ShardInfo
 
 from .stepping import MemoryStorage, Schedule
 
 SCHEMA = salus.Schema({"states": salus.Feature((1,))}, rate_hz=10, segment_steps=2)
-SPECS = recorded_arrays(SCHEMA)
+CLOCKS_SCHEMA = salus.Schema(
+    {"states": salus.Feature((1,)), "q": salus.Feature((1,), clock="joints")},
+    rate_hz=10,
+    segment_steps=2,
+    clocks={"joints": 20},
+)
 SHARD = b"shard"  # nobody looks into it here
 SCHEDULES = 500
 
@@ -48,6 +54,7 @@ class World:
     """What the actors know of each other: what was acknowledged, and what was at least tried."""
 
     storage: MemoryStorage
+    schema: salus.Schema = SCHEMA
     committed: dict[str, int] = field(default_factory=dict)
     deleting: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
@@ -56,9 +63,24 @@ class World:
     tags: dict[str, list[str]] = field(default_factory=dict)
 
 
-def shard_info(spec: ArraySpec, slot: int) -> ShardInfo:
-    key = spec.shard_key(slot, 0)
-    return ShardInfo(key, len(SHARD), crc32c(SHARD), hashlib.sha256(SHARD).hexdigest())
+def put_shards(world: World, slot: int, lengths: dict[str, int]) -> tuple[ShardInfo, ...]:
+    """The shards of an episode with so many steps on each clock."""
+    keys = [
+        spec.shard_key(slot, segment)
+        for spec in recorded_arrays(world.schema)
+        for segment in range(spec.segments(lengths[spec.clock]))
+    ]
+    for key in keys:
+        world.storage.put_new(key, SHARD)
+    return tuple(ShardInfo(key, len(SHARD), crc32c(SHARD), hashlib.sha256(SHARD).hexdigest()) for key in keys)
+
+
+def put_episode(world: World, slot: int, uid: str, num_steps: int, ticks: int) -> None:
+    """Shards and record of an episode; `ticks` on each clock but that of the steps."""
+    clocks = dict.fromkeys(world.schema.clocks, ticks)
+    shards = put_shards(world, slot, {STEP: num_steps, **clocks})
+    record = Record(slot, uid, "committed", num_steps=num_steps, clock_lengths=clocks, shards=shards)
+    world.storage.put_new(record_key(slot), record.to_bytes())
 
 
 def writer(world: World, episodes: int) -> None:
@@ -67,12 +89,8 @@ def writer(world: World, episodes: int) -> None:
         uid = new_uid()
         slot = claim_slot(world.storage, uid, hint=hint)
         hint = slot + 1
-        shards = tuple(shard_info(spec, slot) for spec in SPECS)
-        for shard in shards:
-            world.storage.put_new(shard.key, SHARD)
-        record = Record(slot, uid, "committed", num_steps=1 + slot % 2, shards=shards, started_ns=1, ended_ns=2)
         try:
-            world.storage.put_new(record_key(slot), record.to_bytes())
+            put_episode(world, slot, uid, num_steps=1 + slot % 2, ticks=3 * slot % 5)
         except AlreadyExistsError:
             continue  # fenced: a recoverer took it for dead
         world.committed[uid] = slot
@@ -154,7 +172,9 @@ def check_view(world: World, snapshot: Snapshot, committed: set[str], deleted: s
     assert not deleted & set(entries), "a deleted episode is back"
     for entry in entries.values():
         assert entry.status == "committed"
-        assert all(spec.shard_key(entry.slot, 0) in world.storage.objects for spec in SPECS)
+        for spec in recorded_arrays(world.schema):
+            segments = range(spec.segments(entry.length(spec.clock)))
+            assert all(spec.shard_key(entry.slot, segment) in world.storage.objects for segment in segments)
         assert entry.uid not in failed or entry.outcome.result == "failure"
         assert entry.uid in world.failing or entry.outcome.result == "unknown"
 
@@ -189,16 +209,21 @@ class PlainReader:
                 assert text, "a row with a length has no metadata"
                 assert json.loads(text)["uid"] == record.uid
                 assert num_steps <= arrays["states"]["shape"][1]
+                for clock, ticks in record.clock_lengths.items():
+                    assert index_of(self._objects, length_name(clock), 0, slots)[slot] == ticks, "two moments in a row"
+                    assert ticks <= arrays["q"]["shape"][1]
 
 
 def rows_of(objects: dict[str, bytes], slots: int) -> tuple[list[int], list[str]]:
     """The index rows up to the published extent."""
-    found = []
-    for name, empty in (("episode_length", 0), ("episode_metadata", "")):
-        body = objects.get(f"{name}/c.0")
-        values = [] if body is None else decode_chunk(publishing._index_spec(name), body).tolist()
-        found.append([*values, *[empty] * slots][:slots])
-    return found[0], found[1]
+    return index_of(objects, "episode_length", 0, slots), index_of(objects, "episode_metadata", "", slots)
+
+
+def index_of(objects: dict[str, bytes], name: str, empty: Any, slots: int) -> list[Any]:
+    """The rows of one index array up to the published extent."""
+    body = objects.get(f"{name}/c.0")
+    values = [] if body is None else decode_chunk(publishing._index_spec(name), body).tolist()
+    return [*values, *[empty] * slots][:slots]
 
 
 def run_schedule(seed: int, names: Sequence[str] = ()) -> int:
@@ -209,9 +234,9 @@ def run_schedule(seed: int, names: Sequence[str] = ()) -> int:
         names: Actors, besides one writer.
     """
     schedule = Schedule(seed)
-    world = World(MemoryStorage(schedule))
+    world = World(MemoryStorage(schedule), (SCHEMA, CLOCKS_SCHEMA)[seed % 2])
     world.storage.watch = PlainReader(world.storage.objects).look
-    put_revision(world.storage, 0, SCHEMA)  # before anybody else
+    put_revision(world.storage, 0, world.schema)  # before anybody else
     random, actors = schedule.random, actors_of(world)
     for name in names or random.sample(sorted(actors), random.randint(2, 6)):
         schedule.add(name, actors[name], may_crash=not name.startswith("reader"))
@@ -255,6 +280,9 @@ def check_the_end(world: World) -> None:
     lengths, _ = rows_of(world.storage.objects, snapshot.num_slots)
     visible = [snapshot.visible(slot) for slot in range(snapshot.num_slots)]
     assert lengths == [entry.num_steps if entry is not None else 0 for entry in visible]
+    for clock in world.schema.clocks:
+        ticks = index_of(world.storage.objects, length_name(clock), 0, snapshot.num_slots)
+        assert ticks == [entry.length(clock) if entry is not None else 0 for entry in visible]
 
 
 @pytest.fixture(autouse=True)
@@ -268,18 +296,18 @@ def test_any_interleaving_of_the_protocol(part: int) -> None:
         run_named(seed)
 
 
-def test_a_late_episode_that_is_longer_than_all_published_ones() -> None:
+@pytest.mark.parametrize(("steps", "ticks"), [((1, 2), (0, 0)), ((2, 1), (3, 5))], ids=["steps", "another clock"])
+def test_a_late_episode_that_is_longer_than_all_published_ones(steps: tuple[int, int], ticks: tuple[int, int]) -> None:
     """Its row lies within the published extent of slots, but not of steps. Schedule 3383 found it."""
-    world = World(MemoryStorage(Schedule(0)))
+    world = World(MemoryStorage(Schedule(0)), CLOCKS_SCHEMA)
     world.storage.watch = PlainReader(world.storage.objects).look
-    put_revision(world.storage, 0, SCHEMA)
+    put_revision(world.storage, 0, world.schema)
     late, early = claim_slot(world.storage, new_uid()), claim_slot(world.storage, new_uid())
-    for slot, num_steps in ((early, 1), (late, 2)):
-        shards = tuple(shard_info(spec, slot) for spec in SPECS)
-        record = Record(slot, new_uid(), "committed", num_steps=num_steps, shards=shards)
-        world.storage.put_new(record_key(slot), record.to_bytes())
+    for slot, num_steps, num_ticks in zip((early, late), steps, ticks, strict=True):
+        put_episode(world, slot, new_uid(), num_steps, num_ticks)
         publish(world.storage)
-    assert rows_of(world.storage.objects, 2)[0] == [2, 1]
+    assert rows_of(world.storage.objects, 2)[0] == [steps[1], steps[0]]
+    assert index_of(world.storage.objects, "joints.episode_length", 0, 2) == [ticks[1], ticks[0]]
 
 
 def run_named(seed: int, names: Sequence[str] = ()) -> int:

@@ -38,7 +38,7 @@ _PATH = re.compile(r'"([^"]*)"|<([^>]*)>')
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_the_log_holds_every_change_that_the_kernel_saw(tmp_path: Path) -> None:
     trace, out = tmp_path / "trace", tmp_path / "operations"
-    recording = [sys.executable, "-W", "ignore", "-m", "tests.faults.oplog", str(tmp_path / "run"), str(out)]
+    recording = [sys.executable, "-W", "ignore", "-m", "tests.faults.oplog", str(tmp_path / "run"), str(out), "script"]
     command = ["strace", "-f", "-y", "-qq", "-s", "0", "-e", f"trace={_CALLS}", "-o", str(trace), *recording]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
     logged: list[Operation] = pickle.loads(out.read_bytes())  # noqa: S301 - written by us, just now

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
-import signal
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,13 @@ import salus
 from salus.layout import journal_key
 from salus.recorder.recovery import RecoveryReport
 
-from .scenario import CRASHED, LENGTHS, CrashBefore, Warm, make_episode
+from .killed_recorder import SCHEMA, record_and_die, step
+from .scenario import CRASHED, LENGTHS, TICKS, CrashBefore, Warm, make_script_episode
+from .sharing import on_all_cores
 from .test_crash_between_steps import check_plain_zarr
 
-SPAWN = multiprocessing.get_context("spawn")
-RATE = 100.0
-SEGMENT = 32
-ENDLESS = salus.Schema(
-    {"camera": salus.Image(height=6, width=8), "q": salus.Feature((2,)), "say": salus.Text()},
-    rate_hz=RATE,
-    segment_steps=SEGMENT,
-)
+EVERY = 29
+"""Crash points of a recoverer, of which the suite takes one."""
 
 
 @pytest.fixture
@@ -41,44 +36,6 @@ def path(memory_path: Path) -> Path:
 # --- recorders that die ------------------------------------------------------------------------------------------
 
 
-def step(number: int) -> dict[str, Any]:
-    rng = np.random.default_rng(number)
-    return {
-        "camera": rng.integers(0, 256, (3, 6, 8), dtype=np.uint8),
-        "q": rng.normal(size=2).astype(np.float32),
-        "say": f"step {number} grüß",
-    }
-
-
-def record_at_real_time(path: Path, connection: Connection) -> None:
-    recorder = salus.Recorder(salus.open(path, mode="a"))
-    episode = recorder.start(task="killed")
-    connection.send(episode.uid)
-    number = 0
-    while True:
-        episode.append(step(number), timestamp_ns=1000 + number)
-        number += 1
-        connection.send((number, time.monotonic()))
-        time.sleep(1 / RATE)
-
-
-def record_and_die(path: Path, seconds: float) -> tuple[str, list[tuple[int, float]]]:
-    """The uid of an episode whose recorder was killed, and (steps, when) of each append that returned."""
-    ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=record_at_real_time, args=(path, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    assert ours.poll(60)
-    uid, appended = ours.recv(), []
-    while not appended or appended[-1][1] - appended[0][1] < seconds:
-        assert ours.poll(30)
-        appended.append(ours.recv())
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    return uid, appended
-
-
 def check_steps(episode: salus.Episode) -> None:
     count = len(episode)
     for name in ("camera", "q", "say"):
@@ -87,18 +44,16 @@ def check_steps(episode: salus.Episode) -> None:
 
 
 def test_an_episode_of_a_killed_recorder_comes_back_but_for_the_last_half_second(path: Path) -> None:
-    salus.create(path, ENDLESS)
+    salus.create(path, SCHEMA)
     rng = random.Random(3)  # noqa: S311 - delays
     for _ in range(4):
-        uid, appended = record_and_die(path, rng.uniform(1.1, 1.9))
+        uid, _, appended, durable = record_and_die(path, rng.uniform(1.1, 1.9))
         report = salus.recover(path)
         assert [(found.uid, found.action, found.lost_steps) for found in report.episodes] == [(uid, "salvaged", 0)]
         assert not report.something_was_lost
         episode = salus.open(path)[uid]
         check_steps(episode)
-        # The interval, and as much again for the writing thread to come round on a busy machine.
-        due = [number for number, when in appended if when < appended[-1][1] - 1.0]
-        assert due[-1] <= len(episode) == report.episodes[0].num_steps <= appended[-1][0] + 1
+        assert durable <= len(episode) == report.episodes[0].num_steps <= appended + 1
         entry = salus.open(path).episodes[-1]
         assert entry.status == "salvaged"
         assert entry.started_ns < report.episodes[0].stopped_ns == entry.ended_ns
@@ -122,9 +77,10 @@ def check_recovered(path: Path, committed: set[str], events: Any) -> None:
     for episode in dataset:
         seed = episode.metadata["seed"]
         if statuses[episode.uid] == "committed":
-            assert len(episode) == LENGTHS[seed]
-        for name, values in make_episode(seed).items():
-            np.testing.assert_array_equal(episode[name][:], values[: len(episode)], err_msg=str(events))
+            assert (len(episode), len(episode["q"])) == (LENGTHS[seed], TICKS[seed])
+        for name, values in make_script_episode(seed).items():
+            found = episode[name][:]
+            np.testing.assert_array_equal(found, values[: len(found)], err_msg=str(events))
     check_plain_zarr(path, dataset)
     assert salus.recover(path) == RecoveryReport(())
     assert list((path / "_salus" / "journal").glob("*")) == []
@@ -185,27 +141,59 @@ def recover_and_crash(path: Path, number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def crash_recoverers(dead: Path, first: int, every: int) -> int:
+    """Recoverers of one dead state that die at every so many points, each gone on with by another; how many died."""
+    expected = {found.slot: found.num_steps for found in salus.recover(dead, dry_run=True).salvaged}
+    path, number = dead.with_name("again.zarr"), first
+    while True:
+        shutil.copytree(dead, path)
+        status = recover_and_crash(path, number)
+        done = {entry.slot: entry.num_steps for entry in salus.open(path).episodes if entry.status == "salvaged"}
+        report = salus.recover(path)
+        done |= {found.slot: found.num_steps for found in report.salvaged}
+        assert done == expected, (dead, number)
+        salus.open(path, mode="a").publish(whole=False)
+        check_recovered(path, set(), (dead, number))
+        shutil.rmtree(path)
+        if status == 0:
+            return (number - first) // every
+        assert status == CRASHED
+        number += every
+
+
 def test_a_recoverer_that_dies_anywhere_is_gone_on_with(warm: Warm, memory_path: Path) -> None:
-    (memory_path / "dead").mkdir()
     crashes = states = 0
-    for dead in dead_states(warm, memory_path / "dead"):
-        states += 1
-        expected = salus.recover(dead, dry_run=True)
-        number = 1 + states % 13  # a thirteenth of all points for each state
-        while True:
-            path = memory_path / "again.zarr"
-            shutil.copytree(dead, path)
-            status = recover_and_crash(path, number)
-            done = {entry.slot: entry.num_steps for entry in salus.open(path).episodes if entry.status == "salvaged"}
-            report = salus.recover(path)
-            done |= {found.slot: found.num_steps for found in report.salvaged}
-            assert done == {found.slot: found.num_steps for found in expected.salvaged}, (dead, number)
-            salus.open(path, mode="a").publish(whole=False)
-            check_recovered(path, set(), (dead, number))
-            shutil.rmtree(path)
-            if status == 0:
-                break
-            assert status == CRASHED
-            crashes, number = crashes + 1, number + 13
+    for states, dead in enumerate(dead_states(warm, memory_path), 1):
+        crashes += crash_recoverers(dead, 1 + states % EVERY, EVERY)  # other points of each state
     assert states > 5
     assert crashes > 20
+
+
+def crash_share(first: int, of: int, wanted: int) -> tuple[int, int]:
+    """Kill so many recoverers, at every point of every `of`-th dead state from `first` on, over and over.
+
+    Returns:
+        Recoverers killed, which may be more than were wanted, and the dead states that they found.
+    """
+    crashes, states, warm = 0, 0, Warm()
+    while crashes < wanted:
+        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="salus-recover-") as folder:
+            for number, dead in enumerate(dead_states(warm, Path(folder))):
+                if number % of == first and crashes < wanted:
+                    crashes, states = crashes + crash_recoverers(dead, 1, 1), states + 1
+    warm.close()
+    return crashes, states
+
+
+def main() -> None:
+    """Kill as many recoverers as the command line says, on all cores."""
+    began, wanted = time.monotonic(), int(sys.argv[1])
+    crashes, states = (sum(counts) for counts in zip(*on_all_cores(crash_share, wanted), strict=True))
+    print(  # noqa: T201
+        f"{crashes} recoverers killed, at each call that changes files, in {states} states that dead recorders left, "
+        f"{time.monotonic() - began:.0f} s: the next one always brought back the same steps"
+    )
+
+
+if __name__ == "__main__":
+    main()

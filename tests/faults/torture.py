@@ -60,7 +60,8 @@ TRIALS = (
     ),
     Trial(
         "power loss",
-        "Every operation of a recording replayed on a disk that loses, reorders and tears all that was not synced",
+        "Every operation of a recording replayed on a disk that loses, reorders and tears all that was not synced: "
+        "what was committed is there, and `salus.recover` brings back all that a journal held for sure",
         "test_power_loss",
         (100_000,),
         seeds=lambda _: "seed 0 and on, one for each recording",
@@ -72,6 +73,13 @@ TRIALS = (
         "test_power_cuts",
         (200, 200),
         seeds=lambda figures: up_to(max(figures)),
+    ),
+    Trial(
+        "killed recoverers",
+        "`salus.recover` killed before each call that changes files, in the states that dead recorders left: the next "
+        "one goes on, and brings back the same steps",
+        "test_recover",
+        (2_000,),
     ),
     Trial(
         "refused calls",
