@@ -32,7 +32,8 @@ def test_a_crash_within_a_group_loses_nothing_acknowledged(warm: Warm, memory_pa
         partly += check_what_is_there(path, acknowledged)
         if crashes % 6 == 0:
             check_that_work_goes_on(path)
-        cut_off += check_recovered(path)
+        if crashes % 3 == 0:
+            cut_off += check_recovered(path)
         shutil.rmtree(path)
         crashes, number = crashes + 1, number + PARTS
     assert {d["seed"] for event, d in answer["acknowledged"] if event == "committed"} == SEEDS
