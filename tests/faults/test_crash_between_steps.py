@@ -1,7 +1,7 @@
 """A crash between any two steps: what was acknowledged is there whole, nothing is there in part, and work goes on.
 
-A child dies before its n-th call that changes files, until the script of `scenario.py` runs through: for every third n in
-the suite, for every n by `python -m tests.faults.test_crash_between_steps 5000 2000`.
+A child dies before its n-th call that changes files, until the script of `scenario.py` runs through: for every third n
+in the suite, for every n by `python -m tests.faults.test_crash_between_steps 5000 2000`.
 """
 
 from __future__ import annotations
