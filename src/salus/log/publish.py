@@ -143,7 +143,7 @@ class _RowWriter:
         for chunk, some in changed.items():
             key = f"{name}/c.{chunk}"
             body = self._storage.get(key)
-            values = None if whole or body is None else _decode_index(name, body)
+            values = None if whole or body is None else decode_index(name, body)
             slots = some
             if values is None:  # lost or mangled: all rows of the chunk are built again
                 values = [_empty(name)] * size
@@ -292,7 +292,8 @@ def _encode_index(name: str, values: list[Any]) -> bytes:
     return encode_chunk(spec, np.array(values, spec.numpy_dtype))
 
 
-def _decode_index(name: str, body: bytes) -> list[Any] | None:
+def decode_index(name: str, body: bytes) -> list[Any] | None:
+    """The rows of a chunk of an index array; None where it does not hold."""
     try:
         values: list[Any] = decode_chunk(_index_spec(name), body).tolist()
     except CorruptDataError:
