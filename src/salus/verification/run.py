@@ -176,22 +176,20 @@ class _Verifier:
                 [e for e in recorded if e.slot in damaged], [e for e in recorded if e.slot not in damaged]
             )
             mending.mend()
-            found = self._after_repair(chosen, found, shards)
+            again = _Verifier(storage, self._threads, None)
+            found, digest = self._after_repair(again, chosen, found), again.log.root_digest
         return VerifyReport(
             storage.url, tuple(found), digest, len(recorded), self._num_shards, self._bytes_read, self._num_recording
         )
 
-    def _after_repair(self, chosen: _Choice | None, found: list[Finding], shards: list[Finding]) -> list[Finding]:
-        """What was found, and whether it is mended now: all is looked at again, but for the shards."""
-        again = _Verifier(self._storage, self._threads, None)
-        left = again._whole() if chosen is None else list(self.log.findings)
-        still = {(finding.kind, finding.key) for finding in [*left, *shards]}
-        still |= {(finding.kind, finding.key) for finding in found if finding.severity == "damage"}
-        found = [replace(f, repaired=(f.kind, f.key) not in still) for f in found]
-        self._overlays = again.log.snapshot.overlays
-        known = {(finding.kind, finding.key) for finding in found}
-        new = [finding for finding in left if (finding.kind, finding.key) not in known]
-        return [*(self._noted(finding) for finding in found), *new]
+    def _after_repair(self, again: _Verifier, chosen: _Choice | None, found: list[Finding]) -> list[Finding]:
+        """What was found, and whether it is mended now: `again` looks at everything but the shards."""
+        left = again._whole() if chosen is None else again.log.findings
+        still = {(finding.kind, finding.key) for finding in left}
+        self._overlays = again._overlays
+        noted = (self._noted(finding) for finding in found)
+        found = [replace(f, repaired=f.severity != "damage" and (f.kind, f.key) not in still) for f in noted]
+        return _distinct([*found, *left])
 
     # --- documents -----------------------------------------------------------------------------------------------
 
