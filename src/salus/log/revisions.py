@@ -71,6 +71,8 @@ def read_revision(storage: Storage, number: int, body: bytes) -> Schema:
     key = schema_key(number)
     document = documents.unseal(body, key=key)
     version = document.get("format")
+    if type(version) is not int:
+        raise CorruptDataError(f"schema: it says no format, so it is something else, exchanged or copied; {key}")
     if version != FORMAT:
         raise FormatError(
             f"open: the dataset is of format {version}, this salus reads up to {FORMAT}: "

@@ -19,7 +19,7 @@ from ..errors import CorruptDataError, InvalidInputError, SalusError
 from ..layout import METADATA, PRIVATE, array_specs, index_rows, record_key
 from ..log.publish import decode_index, publish
 from ..schema import LENGTH, STEP, length_name
-from ..shards import ShardReader
+from ..shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, ShardReader
 from ..storage import Found, Storage, StoredFile
 from .log import Log
 from .report import Finding, Findings, Kind, damage, said
@@ -116,17 +116,18 @@ class Comparison:
 
     def _same_shard(self, key: str, body: bytes, expected: bytes) -> bool:
         spec = self._specs[key.rpartition("/")[0]]
-        shards = [ShardReader(InMemory(some), spec) for some in (body, expected)]
+        shard, wanted = (ShardReader(InMemory(some), spec) for some in (body, expected))
+        unused = len(body)
         for chunk in range(spec.chunks_per_shard):
             try:
-                wanted = shards[1].chunk(chunk)
+                encoded = wanted.chunk(chunk)
             except CorruptDataError:  # not there: nothing is expected there
                 continue
-            if not np.array_equal(
-                decode_chunk(spec, shards[0].chunk(chunk)), decode_chunk(spec, wanted), equal_nan=True
-            ):
+            found = shard.chunk(chunk)
+            if not np.array_equal(decode_chunk(spec, found), decode_chunk(spec, encoded), equal_nan=True):
                 return False
-        return True
+            unused -= len(found)
+        return unused == spec.chunks_per_shard * INDEX_ENTRY_BYTES + INDEX_CHECKSUM_BYTES
 
 
 class _Publication:
@@ -171,22 +172,6 @@ class _Publication:
 
     def put_new_file(self, key: str, source: Path) -> NoReturn:
         raise InvalidInputError(f"verify: publishing would create {key} from {source}")
-
-
-def expected_objects(storage: Storage) -> dict[str, bytes]:
-    """Every object that publishing would write, by key: for tests."""
-    found: dict[str, bytes] = {}
-
-    class Keeper:
-        def __init__(self) -> None:
-            self.found: dict[str, list[Finding]] = {}
-
-        def compare(self, key: str, body: bytes) -> list[Finding]:
-            found[key] = body
-            return []
-
-    publish(_Publication(storage, Keeper()), whole=True)  # type: ignore[arg-type]  # all that is asked of it
-    return found
 
 
 def _without(value: Any, names: Iterable[str]) -> Any:

@@ -269,7 +269,7 @@ class _Verifier:
                 finding = damage("record", record_key(entry.slot), error, uid=entry.uid, slot=entry.slot)
                 yield 1, functools.partial(lambda found: (ShardCheck([found]), True), finding)
                 continue
-            pieces = list(_pieces(self.log.arrays[entry.schema_revision], record))
+            pieces = list(pieces(self.log.arrays[entry.schema_revision], record))
             for number, (spec, shards) in enumerate(pieces):
                 length = entry.length(spec.clock)
                 check = functools.partial(
@@ -286,7 +286,7 @@ class _Verifier:
         return replace(finding, remedy=remedy)
 
 
-def _pieces(specs: list[ArraySpec], record: Record) -> Iterator[tuple[ArraySpec, list[tuple[int, ShardInfo]]]]:
+def pieces(specs: list[ArraySpec], record: Record) -> Iterator[tuple[ArraySpec, list[tuple[int, ShardInfo]]]]:
     """The shards of an episode, as one thread takes them: small arrays whole, images by the shard."""
     by_key = {shard.key: shard for shard in record.shards}
     for spec in specs:
