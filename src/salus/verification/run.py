@@ -269,13 +269,13 @@ class _Verifier:
                 finding = damage("record", record_key(entry.slot), error, uid=entry.uid, slot=entry.slot)
                 yield 1, functools.partial(lambda found: (ShardCheck([found]), True), finding)
                 continue
-            pieces = list(pieces(self.log.arrays[entry.schema_revision], record))
-            for number, (spec, shards) in enumerate(pieces):
+            parts = list(pieces(self.log.arrays[entry.schema_revision], record))
+            for number, (spec, shards) in enumerate(parts):
                 length = entry.length(spec.clock)
                 check = functools.partial(
                     check_shards, self._storage, spec, shards, uid=entry.uid, slot=entry.slot, length=length
                 )
-                yield 1, functools.partial(lambda run, last: (run(), last), check, number == len(pieces) - 1)
+                yield 1, functools.partial(lambda run, last: (run(), last), check, number == len(parts) - 1)
 
     def _noted(self, finding: Finding) -> Finding:
         """With a word on the quarantine of its episode."""
