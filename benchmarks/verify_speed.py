@@ -58,7 +58,9 @@ def scan(path: Path) -> None:
 
 
 def load(path: Path) -> None:
-    windows = salus.torch.WindowDataset(salus.open(path), dict.fromkeys(("front", "wrist", "states", "actions"), [0]))
+    windows = salus.torch.WindowDataset(
+        salus.open(path), {name: [0] for name in ("front", "wrist", "states", "actions")}
+    )
     for batch in salus.torch.Loader(windows, batch_size=64):
         del batch
 
