@@ -437,7 +437,7 @@ class DatasetView(Sequence[Episode]):
         if len(corrupt):
             raise CorruptDataError(
                 f"{len(corrupt)} of {len(self)} episodes are quarantined, or their record does not hold, the first in "
-                f'slot {corrupt[0]}; salus.open(…, on_corrupt="skip") or .select(status=("committed", "salvaged")) '
+                f'slot {corrupt[0]}; .select(status=("committed", "salvaged")) or salus.open(…, on_corrupt="skip") '
                 f"leaves them out, and salus verify says what is wrong; {self.url}"
             )
 

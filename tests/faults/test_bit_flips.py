@@ -119,10 +119,9 @@ class Judge:
         self.schemas = read_revisions(storage)
         self.records = [read_record(storage, entry.slot) for entry in self.log.decided]
         self.pieces = {}
-        for entry, record in zip(self.log.decided, self.records, strict=True):
-            assert record is not None
-            for spec, shards in pieces(self.log.arrays[entry.schema_revision], record):
-                self.pieces |= {spec.shard_key(entry.slot, number): (entry, spec, shards) for number, _ in shards}
+        for entry in self.log.decided:
+            for spec, shards in pieces(self.log.arrays[entry.schema_revision], entry, self.log.hashes[entry.slot]):
+                self.pieces |= {spec.shard_key(entry.slot, shard.segment): (entry, spec, shards) for shard in shards}
         self.values = {key: self.read(key) for key in self.pieces}
 
     def kind(self, key: str) -> str:

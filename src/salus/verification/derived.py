@@ -18,6 +18,8 @@ from ..codecs import decode_chunk
 from ..errors import CorruptDataError, InvalidInputError, SalusError
 from ..layout import METADATA, PRIVATE, array_specs, index_rows, record_key
 from ..log.publish import decode_index, publish
+from ..log.records import Record
+from ..log.snapshot import read_record
 from ..schema import LENGTH, STEP, length_name
 from ..shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, ShardReader
 from ..storage import Found, Storage, StoredFile
@@ -61,7 +63,11 @@ class Comparison:
         self._specs = array_specs(log.schemas[-1])
         self._lengths = [length_name(clock) for clock in (STEP, *log.schemas[-1].clocks)]
         self._rows_there: dict[str, set[int]] = {}
-        publish(_Publication(storage, self), whole=True)
+        self._records = log.records
+        publish(_Publication(storage, self), whole=True, read=self._read)
+
+    def _read(self, storage: Storage, slot: int) -> Record | None:
+        return self._records.get(slot) or read_record(storage, slot)  # records never change
 
     def lost_records(self) -> Findings:
         """Slots that two index arrays tell of and that have no record: one changed byte does not look like that."""

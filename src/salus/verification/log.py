@@ -29,9 +29,15 @@ from ..log.revisions import read_revision
 from ..log.snapshot import Snapshot, log_folders, read_record
 from ..log.tags import list_tags, read_tag
 from ..schema import Schema
+from ..shards import ShardInfo
 from ..storage import Storage
 from .report import Finding, Findings, damage, said
 
+KEPT_BYTES = 2**26
+RECORD_BYTES = 1000
+"""What a record without its metadata takes in memory, about."""
+
+_HEX = set("0123456789abcdef")
 _REBUILT = "--repair builds it again from the log"
 
 
@@ -44,6 +50,8 @@ class Log:
         arrays: The recorded arrays of each.
         revisions: The digest of each.
         decided: A row per record; that of one that does not hold is corrupt.
+        hashes: By slot, the sha256 of its shards, 32 bytes each, in the order of `shard_sizes`.
+        records: By slot, records without shards and statistics, as many as go into `KEPT_BYTES`.
         amendments: Up to the first that does not hold.
         findings: Of these three kinds.
     """
@@ -52,6 +60,8 @@ class Log:
     arrays: list[list[ArraySpec]] = field(default_factory=list)
     revisions: list[str] = field(default_factory=list)
     decided: Entries = field(default_factory=Entries.of)
+    hashes: dict[int, bytes] = field(default_factory=dict)
+    records: dict[int, Record] = field(default_factory=dict)
     amendments: list[Amendment] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -83,10 +93,18 @@ def read_log(storage: Storage) -> Log:
     """
     log = Log()
     log.findings += _read_schemas(storage, log)
-    entries = []
+    entries, kept = [], 0
     for slot in record_slots(storage):
+        entry = None
         try:
-            entry = read_entry(storage, slot, log)
+            record = read_record(storage, slot)
+            if record is not None:
+                entry = entry_of(record, log)
+                if record.status != "aborted":
+                    log.hashes[slot] = hashes_of(record)
+                kept += len(str(record.metadata)) + RECORD_BYTES
+                if kept <= KEPT_BYTES:
+                    log.records[slot] = replace(record, shards=(), statistics=None)
         except SalusError as error:
             log.findings.append(damage("record", record_key(slot), error, slot=slot))
             entry = Entry.corrupt(slot)
@@ -150,6 +168,23 @@ def entry_of(record: Record, log: Log) -> Entry:
             f"{record_key(record.slot)}"
         )
     return Entry.of(record, log.arrays[record.schema_revision])
+
+
+def hashes_of(record: Record) -> bytes:
+    """The sha256 of its shards, 32 bytes each, by array and segment.
+
+    Raises:
+        CorruptDataError: One is no sha256.
+    """
+
+    def place(shard: ShardInfo) -> tuple[str, int]:
+        array, _, name = shard.key.rpartition("/")
+        return array, int(name.split(".")[2])
+
+    text = "".join(shard.sha256 for shard in sorted(record.shards, key=place))
+    if any(len(shard.sha256) != 64 for shard in record.shards) or not set(text) <= _HEX:
+        raise CorruptDataError(f"record: a sha256 that is none; {record_key(record.slot)}")
+    return bytes.fromhex(text)
 
 
 def _read_amendments(storage: Storage, log: Log) -> Findings:

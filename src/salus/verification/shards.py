@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,12 +14,26 @@ from ..codecs import check_chunk, decode_chunk
 from ..errors import CorruptDataError, SalusError
 from ..layout import ArraySpec
 from ..schema import stamps_name
-from ..shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, MISSING, ShardIndex, ShardInfo
+from ..shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, MISSING, ShardIndex
 from ..storage import Storage, StoredFile
 from .report import RESTORE, Finding
 
 BLOCK_BYTES = 2**20
 _REMEDY = f"{RESTORE}; --repair keeps readers from the episode until then"
+
+
+class ExpectedShard(NamedTuple):
+    """What a record says of a shard.
+
+    Attributes:
+        segment: Which one of its array.
+        size: Bytes of the file.
+        sha256: Over the file, hex.
+    """
+
+    segment: int
+    size: int
+    sha256: str
 
 
 @dataclass
@@ -46,14 +61,14 @@ class _Content:
 
 
 def check_shards(
-    storage: Storage, spec: ArraySpec, shards: Sequence[tuple[int, ShardInfo]], *, uid: str, slot: int, length: int
+    storage: Storage, spec: ArraySpec, shards: Sequence[ExpectedShard], *, uid: str, slot: int, length: int
 ) -> ShardCheck:
     """Check shards of one array.
 
     Args:
         storage: The dataset.
         spec: The array.
-        shards: The segments and what the record says of each: all of the array, where they are stamps.
+        shards: What the record says of them: of all of the array, where they are stamps.
         uid: The episode.
         slot: Its slot.
         length: Its steps on the clock of the array.
@@ -62,7 +77,7 @@ def check_shards(
     """
     found = ShardCheck()
     last_stamp: int | None = None
-    for segment, info in shards:
+    for segment, size, sha256 in shards:
         count = min(spec.segment_steps, length - segment * spec.segment_steps)
         key = spec.shard_key(slot, segment)
         finding = Finding("shard", "damage", key, "", remedy=_REMEDY, uid=uid, slot=slot)
@@ -71,8 +86,8 @@ def check_shards(
             if file is None:
                 raise CorruptDataError("it is missing")
             found.num_shards += 1
-            if file.size != info.size:
-                got, expected = f"{file.size} bytes", f"{info.size} bytes"
+            if file.size != size:
+                got, expected = f"{file.size} bytes", f"{size} bytes"
                 found.findings.append(replace(finding, failed="its size", got=got, expected=expected))
                 continue
             found.bytes_read += file.size
@@ -89,9 +104,9 @@ def check_shards(
             last_stamp = int(stamps[-1])
         first = segment * spec.segment_steps
         where = f"steps {first} .. {first + count - 1}"
-        if content.sha256 != info.sha256:
+        if content.sha256 != sha256:
             failed = "; ".join(_few(problems)) or "other content, whose own checksums hold: exchanged, or old"
-            got, expected = f"sha256 {content.sha256}", info.sha256
+            got, expected = f"sha256 {content.sha256}", sha256
             found.findings.append(replace(finding, failed=f"{where}: {failed}", got=got, expected=expected))
         elif problems:  # as it was recorded, so no copy helps
             failed = f"{where}: it was recorded so: {'; '.join(_few(problems))}"
