@@ -123,6 +123,7 @@ class _RowWriter:
         self._schemas = schemas
         self._snapshot = snapshot
         self._clocks = (STEP, *schemas[-1].clocks)
+        self._derived = [[spec for spec in array_specs(schema).values() if spec.derived] for schema in schemas]
         self._rows: dict[int, dict[str, Any]] = {}
 
     def outgrows(self, rows: list[int], mark: dict[str, Any]) -> bool:
@@ -206,7 +207,7 @@ class _RowWriter:
             if entry is None or not self._row(slot)[LENGTH]:
                 continue
             schema = self._schemas[entry.schema_revision]
-            derived = [spec for spec in array_specs(schema).values() if spec.derived]
+            derived = self._derived[entry.schema_revision]
             try:
                 labels = self._labels(entry, schema) if derived else None
             except CorruptDataError:

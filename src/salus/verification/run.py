@@ -198,8 +198,8 @@ class _Verifier:
             found += check_claim(storage, entry)
         found += check_checkpoints(storage, log)
         found += check_tags(storage, log)
-        found += check_derived(storage, log)
         found += self._unfinished()
+        found += check_derived(storage, log, recording=self._num_recording > 0)
         if isinstance(storage, LocalStorage):
             undecided = set(unfinished_slots(storage, log.snapshot))
             strays = list(check_tree(storage, log, undecided))

@@ -166,7 +166,7 @@ class _Walk:
 
     def _is_shard(self, spec: ArraySpec, slot: int, segment: int) -> bool:
         status = self._decided.get(slot)
-        if status is None or status == "aborted":
+        if status is None:
             return False
         if status == "corrupt":
             return True  # whose it is, nobody knows
