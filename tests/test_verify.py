@@ -160,6 +160,7 @@ def test_a_damaged_episode_is_quarantined_until_it_is_whole_again(path: Path) ->
     assert [len(episode) for episode in skipping.refresh()] == [LENGTHS[1]]
     assert len(list(skipping.scan(["camera"]))) == 1
     assert zarr.open_group(path, mode="r")["episode_length"][:].tolist() == [0, LENGTHS[1], 0]
+    assert str(zarr.open_group(path, mode="r")["episode_metadata"][0]) == ""
 
     assert salus.verify(path, repair=True).is_damaged  # a second time changes nothing
     assert len(list((path / "_salus/amendments").iterdir())) == number + 1
