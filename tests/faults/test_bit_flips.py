@@ -326,7 +326,8 @@ def main() -> None:
     sys.stdout.write(
         f"{len(judge.files)} files of {size:,} bytes, {flipped_bits:,} bits flipped ({committed:,} of committed data), "
         f"{lengths:,} lengths changed, {files:,} files exchanged, {time.monotonic() - began:.0f} s: all found "
-        f"({flipped['meaningless']} bits change no content of a zarr.json and are none); no changed bit or length was read without an "
+        f"({flipped['meaningless']} bits change no content of a zarr.json and are none); "
+        "no changed bit or length was read without an "
         f"error, {exchanged['read wrong']} shards of another episode and equal size were: only verify finds those\n"
     )
 
