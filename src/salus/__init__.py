@@ -30,6 +30,7 @@ from .opening import create, open
 from .recorder import Recorder
 from .recorder.recovery import recover
 from .schema import Feature, Image, Schema, Text
+from .verification import verify
 from .view import DatasetView
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ __all__ = [
     "open",
     "recover",
     "schema",
+    "verify",
 ]
 
 

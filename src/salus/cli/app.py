@@ -18,12 +18,16 @@ from .demo import print_report
 from .describe import describe_dataset, describe_episode, episode_rows, print_dataset, print_episode, print_episodes
 from .recovery import print_recovery
 from .stats import describe_statistics, print_statistics
-from .terminal import errors, plain, print_json, track
+from .terminal import errors, plain, print_json, progress, track
+from .verification import print_verification
 
 EXIT_STATUSES = """Exit status: 0 done, 1 other, 2 wrong argument, 3 not found, 4 exists already, 5 not a SALUS dataset,
 6 data changed or missing, 7 recording failed, 8 an extra is not installed, 9 the storage cannot be read,
-10 recovered, but steps were lost."""
+10 recovered, but steps were lost, 11 verified, and committed data is damaged, 12 verified, and only what no data
+depends on is wrong."""
 SOMETHING_WAS_LOST = 10
+IS_DAMAGED = 11
+IS_NOT_CLEAN = 12
 
 app = typer.Typer(
     help="Episodes for robot learning, in plain Zarr v3.",
@@ -221,6 +225,47 @@ def recover(
         print_recovery(report)
     if report.something_was_lost:
         raise typer.Exit(SOMETHING_WAS_LOST)
+
+
+@app.command(
+    epilog=_example(
+        "salus verify data.zarr", "salus verify data.zarr --episode 42 --episode -1", "salus verify data.zarr --repair"
+    ),
+)
+def verify(
+    path: PathArgument,
+    episode: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one, by number or uid; may be repeated.", show_default="the whole dataset"),
+    ] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Only the episodes of this tag.")] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what loses nothing; keep readers from damaged episodes.")
+    ] = False,
+    expect: Annotated[
+        str | None, typer.Option(help="The root digest that was printed before, sha256:…; another one is damage.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that read.", min=1, show_default="one per core")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find every byte that is not what was committed: where it is, and what to do about it.
+
+    Reads every shard once. Exit status 11 says that committed data is damaged; 12 that only what is built from it, or
+    what belongs to nothing, is wrong.
+    """
+    from ..verification import verify as run
+
+    chosen = [int(name) if name.lstrip("-").isdigit() else name for name in episode or ()]
+    with progress("verifying") as show:
+        report = run(
+            path, episodes=chosen or None, tag=tag, repair=repair, expect=expect, threads=threads, on_progress=show
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_verification(report)
+    if not report.is_whole:
+        raise typer.Exit(IS_DAMAGED if report.is_damaged else IS_NOT_CLEAN)
 
 
 @app.command(
