@@ -131,6 +131,8 @@ def stuck_component(
             stuck = long & (usual >= least_changing) & (runs < least_share / 2) & (found.changes > 0)
             for component in np.flatnonzero(stuck).tolist():
                 start, length = int(found.run_start[component]), int(found.longest_run[component])
+                if start + length == found.num_steps and start + 1 >= found.num_steps - _tail(each):
+                    continue  # padding says so, once for all
                 yield Hit(
                     f"stands still for {length} steps from step {start}; else it changes at {usual[component]:.0%} of "
                     "the steps",
@@ -175,8 +177,8 @@ def saturated(
             limit = max(most_share, usual[component] + most_above_usual)
             for place in np.flatnonzero(column > limit).tolist():
                 each, found = there[place]
-                if found.is_constant[component]:
-                    continue  # dead_component says so
+                if found.is_constant[component] or _tail(each) > most_share * found.num_steps:
+                    continue  # dead_component or padding says so
                 upper = found.at_max[component] >= found.at_min[component]
                 value = (found.max if upper else found.min)[component]
                 yield Hit(
@@ -234,24 +236,25 @@ def missing_values(episode: EpisodeMeasures, *, most_share: float = 0.1, least_s
 )
 def padding(episode: EpisodeMeasures, *, most_share: float = 0.05, least_steps: float = 8) -> Iterator[Hit]:
     """Steps at the end in which no number changes at all, in no feature that changed before."""
-    moving = {
-        name: found
-        for name, found in episode.components.items()
-        if found.changes.any() and not is_label(name) and episode.schema.features[name].clock == "step"
-    }
-    if not moving:
-        return
-    tail = min(found.tail for found in moving.values())
+    tail = _tail(episode)
     share = tail / max(episode.num_steps, 1)
     if tail >= least_steps and share > most_share:
-        slowest = min(moving, key=lambda name: moving[name].tail)
         yield Hit(
             f"nothing changes in the last {tail} steps, in no feature",
             share,
             most_share,
-            feature=slowest,
             steps=(episode.num_steps - tail, episode.num_steps),
         )
+
+
+def _tail(episode: EpisodeMeasures) -> int:
+    """Steps at the end in which no number changes that changed before; 0 where none ever does."""
+    tails = [
+        found.tail
+        for name, found in episode.components.items()
+        if found.changes.any() and not is_label(name) and episode.schema.features[name].clock == "step"
+    ]
+    return min(tails, default=0)
 
 
 def _share_at_limits(found: ComponentMeasures) -> np.ndarray:
