@@ -1,4 +1,4 @@
-"""What is measured of the images of one camera in one episode, from a sample of their pixels and from comparing them."""
+"""What is measured of the images of one camera in one episode, from sampled pixels and by comparing them."""
 
 from __future__ import annotations
 
@@ -103,4 +103,4 @@ def _sampled(images: np.ndarray, channels_first: bool) -> np.ndarray:
         images = images.transpose(0, 2, 3, 1)
     rows, columns = (np.linspace(0, size - 1, min(size, SIDE)).round().astype(int) for size in images.shape[1:3])
     picked = images[:, rows[:, None], columns]
-    return (picked.sum(axis=-1, dtype=np.int32) // picked.shape[-1]).astype(np.int16)
+    return np.asarray(picked.sum(axis=-1, dtype=np.int32) // picked.shape[-1], np.int16)

@@ -1,4 +1,4 @@
-"""What is measured of the numbers of one feature in one episode, component by component. Pure: arrays in, numbers out."""
+"""What is measured of the numbers of one feature in one episode, component by component. Pure: no files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ComponentMeasures:
     @property
     def is_constant(self) -> np.ndarray:
         """bool (C,): at least two values, all the same."""
-        return (self.count > 1) & (self.changes == 0)
+        return np.asarray((self.count > 1) & (self.changes == 0))
 
 
 def measure_components(values: np.ndarray, feature: Feature, valid: np.ndarray | None = None) -> ComponentMeasures:

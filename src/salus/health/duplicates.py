@@ -16,7 +16,7 @@ MAX_COMPONENTS = 32
 def signature(rows: np.ndarray) -> np.ndarray:
     """float32 (16, c): float64 (T, C) at 16 steps, the first 32 components; what is not finite counts as 0."""
     steps = np.linspace(0, len(rows) - 1, POINTS).round().astype(int)
-    return np.nan_to_num(rows[steps][:, :MAX_COMPONENTS], posinf=0.0, neginf=0.0).astype(np.float32)
+    return np.asarray(np.nan_to_num(rows[steps][:, :MAX_COMPONENTS], posinf=0.0, neginf=0.0), np.float32)
 
 
 def near_pairs(

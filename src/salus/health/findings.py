@@ -151,10 +151,10 @@ class HealthReport:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Findings by rule and severity: `{"nan": {"error": 3, "warning": 0, "info": 0}}`. Only rules that found any."""
-        found = {finding.rule: dict.fromkeys(SEVERITIES, 0) for finding in self.findings}
+        """Findings by rule and severity, of rules that found any: `{"nan": {"error": 3, "warning": 0, "info": 0}}`."""
+        found: dict[str, dict[str, int]] = {}
         for finding in self.findings:
-            found[finding.rule][finding.severity] += 1
+            found.setdefault(finding.rule, {"error": 0, "warning": 0, "info": 0})[finding.severity] += 1
         return found
 
     def count(self, severity: Severity) -> int:
@@ -169,7 +169,7 @@ class HealthReport:
         """
         if severity not in ("error", "warning"):
             raise InvalidInputError(f"fail on: got {severity!r}, expected 'error' or 'warning'")
-        bad = SEVERITIES[: SEVERITIES.index(severity) + 1]  # type: ignore[arg-type]  # looked at above
+        bad = ("error",) if severity == "error" else ("error", "warning")
         return any(finding.severity in bad for finding in self.findings)
 
     def groups(self) -> list[Group]:

@@ -41,9 +41,9 @@ def correlations(actions: np.ndarray, states: np.ndarray) -> np.ndarray | None:
         states: float64 (T, S).
 
     Returns:
-        float32 (2, A, S, 21), -1 … 1: the correlation of the action (0), or of its change (1), at step t with the change
-        of the state from t + lag - 1 to t + lag. At lag 1 the state moves between this step and the next. NaN for what
-        does not vary. None for episodes that are too short.
+        float32 (2, A, S, 21), -1 … 1: the correlation of the action (0), or of its change (1), at step t with the
+        change of the state from t + lag - 1 to t + lag. At lag 1 the state moves between this step and the next. NaN
+        for what does not vary. None for episodes that are too short.
     """
     if len(actions) < LEAST_STEPS + 1:
         return None

@@ -32,11 +32,13 @@ section { background: var(--card); border: 1px solid var(--line); border-left: 4
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin: .75rem 0 .25rem; }
 figure { margin: 0; width: 320px; max-width: 100%; }
 figcaption { font-size: .8rem; color: var(--soft); display: flex; justify-content: space-between; gap: .5rem; }
-figcaption.top { color: var(--text); overflow-wrap: anywhere; }
+figcaption.top { color: var(--text); overflow-wrap: anywhere; } figcaption .soft { white-space: nowrap; }
+figcaption.bottom { padding-left: 40px; }
 svg { display: block; width: 100%; height: auto; background: var(--back); border: 1px solid var(--line);
   border-radius: .25rem; }
 svg .line { fill: none; stroke: var(--plot); stroke-width: 1.2; } svg .bar { fill: var(--plot); }
-svg .mark { fill: var(--mark); opacity: .18; } svg .marked { fill: var(--mark); }
+svg .mark { fill: var(--mark); fill-opacity: .2; stroke: var(--mark); stroke-opacity: .45; stroke-width: 1; }
+svg .marked { fill: var(--mark); }
 svg .level { stroke: var(--soft); stroke-dasharray: 4 3; }
 svg text { fill: var(--soft); font: 9px system-ui, sans-serif; }
 ul.found { margin: .5rem 0 0; padding-left: 1.1rem; font-size: .92rem; } ul.found li { margin: .15rem 0; }
@@ -92,7 +94,11 @@ def _section(group: Group) -> str:
 
 
 def _line(finding: Finding) -> str:
-    episode = "" if finding.episode is None else f'<span title="{escape(finding.uid or "")}">episode {finding.episode}</span>: '
+    episode = (
+        ""
+        if finding.episode is None
+        else f'<span title="{escape(finding.uid or "")}">episode {finding.episode}</span>: '
+    )
     component = f"<code>{escape(finding.component)}</code> " if finding.component else ""
     return f"{episode}{component}{escape(finding.message)}"
 
@@ -103,8 +109,8 @@ def _figure(finding: Finding) -> str:
     episode = "all episodes" if finding.episode is None else f"episode {finding.episode}"
     return (
         f'<figure><figcaption class="top"><span>{escape(plot.title)}</span><span class="soft">{episode}</span>'
-        f"</figcaption>{svg(plot)}<figcaption><span>{escape(plot.first)}</span><span>{escape(plot.last)}</span>"
-        "</figcaption></figure>"
+        f'</figcaption>{svg(plot)}<figcaption class="bottom"><span>{escape(plot.first)}</span><span>{escape(plot.last)}'
+        "</span></figcaption></figure>"
     )
 
 
@@ -115,11 +121,11 @@ def svg(plot: Plot) -> str:
     if plot.kind == "bars":
         low, high = min(low, 0.0), max(high, 0.0)
     span = high - low or 1.0
-    left, top, bottom = 4.0, 6.0, HEIGHT - 6.0
-    step = (WIDTH - 2 * left) / max(len(plot.values) - (plot.kind == "course"), 1)
+    left, right, top, bottom = 44.0, WIDTH - 4.0, 6.0, HEIGHT - 6.0
+    step = (right - left) / max(len(plot.values) - (plot.kind == "course"), 1)
 
     def x(place: float) -> float:
-        return min(max(left + place * step, left), WIDTH - left)
+        return min(max(left + place * step, left), right)
 
     def y(value: float) -> float:
         return bottom - (value - low) / span * (bottom - top) if high > low else HEIGHT / 2
@@ -127,7 +133,7 @@ def svg(plot: Plot) -> str:
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(plot.title)}">']
     if plot.kind == "course":
         parts += [
-            f'<rect class="mark" x="{x(a):.1f}" y="0" width="{max(x(b) - x(a), 2):.1f}" height="{HEIGHT}"/>'
+            f'<rect class="mark" x="{x(a):.1f}" y="0" width="{max(x(b) - x(a), 3):.1f}" height="{HEIGHT}"/>'
             for a, b in plot.marks
         ]
         parts += [f'<path class="line" d="{_path(plot, x, y)}"/>'] if known else []
@@ -142,9 +148,11 @@ def svg(plot: Plot) -> str:
                     f'height="{max(lower - upper, 0.5):.1f}"/>'
                 )
     parts += [
-        f'<line class="level" x1="0" x2="{WIDTH}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>' for level in plot.lines
+        f'<line class="level" x1="{left}" x2="{right}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>'
+        for level in plot.lines
     ]
-    parts += [f'<text x="6" y="11">{high:.3g}</text>', f'<text x="6" y="{HEIGHT - 3}">{low:.3g}</text>'] if known else []
+    ends = ((high, 12), (low, HEIGHT - 4)) if high > low else ((high, HEIGHT // 2 + 3),)
+    parts += [f'<text x="40" y="{at}" text-anchor="end">{value:.3g}</text>' for value, at in ends] if known else []
     return "".join([*parts, "</svg>"])
 
 
@@ -170,8 +178,12 @@ def _rules(report: HealthReport) -> str:
         counts = report.counts.get(name, {})
         found = sum(counts.values())
         shown = ", ".join(f"{escape(key)} {value:g}" for key, value in thresholds.items())
-        rows.append(f'<tr><td><code>{escape(name)}</code></td><td class="number">{found or "–"}</td><td>{shown}</td></tr>')
+        rows.append(
+            f'<tr><td><code>{escape(name)}</code></td><td class="number">{found or "–"}</td><td>{shown}</td></tr>'
+        )
     return (
         f'<details open><summary>What was looked for: {len(report.rules)} rules</summary>\n<div class="wide"><table>'
-        '<tr><th>rule</th><th class="number">found</th><th>thresholds</th></tr>\n' + "\n".join(rows) + "</table></div></details>"
+        '<tr><th>rule</th><th class="number">found</th><th>thresholds</th></tr>\n'
+        + "\n".join(rows)
+        + "</table></div></details>"
     )

@@ -52,6 +52,8 @@ def _plot(finding: Finding, view: DatasetView, measures: DatasetMeasures) -> Plo
         camera = each.images[finding.feature]
         spans = [finding.steps] if finding.steps else []
         return course(camera.brightness, spans, title="brightness of the images, 0–255", every=camera.steps)
+    if finding.rule == "padding":
+        return _padding(finding, view, each)
     feature = each.schema.features.get(finding.feature or "")
     if feature is None or isinstance(feature, Image) or finding.feature not in each.components:
         return None
@@ -84,22 +86,38 @@ def course(
         firsts += [int(steps[group[0]])] * max(len(points), 1)
     places = np.array(firsts)
     marks = [
-        (float(np.searchsorted(places, start)), float(max(np.searchsorted(places, stop), np.searchsorted(places, start) + 1)))
+        (
+            float(np.searchsorted(places, start)),
+            float(max(np.searchsorted(places, stop), np.searchsorted(places, start) + 1)),
+        )
         for start, stop in spans
     ]
     last = int(steps[-1]) if len(steps) else 0
     return Plot("course", tuple(drawn), tuple(marks), first="step 0", last=f"step {last}", title=title)
 
 
+def _padding(finding: Finding, view: DatasetView, each: EpisodeMeasures) -> Plot | None:
+    """The component that changes at most steps of those that stop."""
+    steps = {name: found.changes for name, found in each.components.items() if found.num_steps == each.num_steps}
+    name = max(steps, key=lambda feature: int(steps[feature].max(initial=0)))
+    component = component_names(each.schema.features[name])[int(steps[name].argmax())]
+    return _component(replace(finding, feature=name, component=component), view, each)
+
+
 def _component(finding: Finding, view: DatasetView, each: EpisodeMeasures) -> Plot | None:
     assert finding.feature is not None  # noqa: S101 - for the type checker: the caller looked
     feature = each.schema.features[finding.feature]
     names = component_names(feature)
-    component = names.index(finding.component) if finding.component in names else 0
     try:
-        values = np.asarray(view[each.index][finding.feature][:], np.float64).reshape(-1, len(names))[:, component]
+        rows = np.asarray(view[each.index][finding.feature][:], np.float64).reshape(-1, len(names))
     except CorruptDataError:  # it was whole a moment ago; the finding stays, without its picture
         return None
+    values = rows[:, names.index(finding.component)] if finding.component in names else rows[:, 0]
+    title = f"{finding.component or finding.feature}{f', {feature.unit}' if feature.unit else ''}"
+    if finding.feature in each.labels:
+        known = np.isfinite(rows)
+        values = np.where(known.any(axis=1), np.where(known, rows, -np.inf).max(axis=1), np.nan)
+        title = "largest label of each step"
     spans = [finding.steps] if finding.steps else []
     if finding.rule == "nan":
         spans = _stretches(~np.isfinite(values))
@@ -107,7 +125,6 @@ def _component(finding: Finding, view: DatasetView, each: EpisodeMeasures) -> Pl
         low, high = np.nanmin(values), np.nanmax(values)
         at = values == (high if (values == high).sum() >= (values == low).sum() else low)
         spans = _stretches(at)
-    title = f"{finding.component or finding.feature}{f', {feature.unit}' if feature.unit else ''}"
     plot = course(values, spans, title=title)
     if finding.rule == "outside_range" and feature.range is not None:
         plot = replace(plot, lines=feature.range)
@@ -129,7 +146,7 @@ def _intervals(finding: Finding, view: DatasetView, each: EpisodeMeasures, clock
     except CorruptDataError:
         return None
     spans = [(finding.steps[0], finding.steps[1] - 1)] if finding.steps else []
-    plot = course(intervals, spans, title="ms from step to step, and the declared interval")
+    plot = course(intervals, spans, title="ms to the next step; dashed: declared")
     return replace(plot, lines=(each.clocks[clock].declared_s * 1e3,))
 
 
@@ -161,7 +178,7 @@ def _shift(each: EpisodeMeasures, measures: DatasetMeasures) -> Plot | None:
         return None
     component = measures.actions[pairs[0].action][1]
     place = int(np.nan_to_num(np.abs(curve)).argmax())
-    return _curve(curve, place - REACH, f"correlation of {component} with the movement; usual lag {pairs[0].lag:+d}")
+    return _curve(curve, place - REACH, f"correlation of {component}; usual lag {pairs[0].lag:+d}")
 
 
 def _curve(curve: np.ndarray, lag: int, title: str) -> Plot:

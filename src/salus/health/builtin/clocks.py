@@ -73,7 +73,7 @@ def clock_gap(episode: EpisodeMeasures, *, least_intervals: float = 3, least_s: 
 
 @rule(
     reason="Steps that are unevenly apart make velocities and windows in steps noisy.",
-    advice="Use the stamps of the sensor and not those of its arrival, or a real-time loop; salus.Seconds reads by time.",
+    advice="Use the stamps of the sensor, not of its arrival, or a real-time loop; salus.Seconds reads by time.",
 )
 def clock_jitter(episode: EpisodeMeasures, *, most_share: float = 0.5) -> Iterator[Hit]:
     """The spread of the intervals, from their 10 % to their 90 % quantile, over the median."""
@@ -105,5 +105,7 @@ def clock_coverage(episode: EpisodeMeasures, *, most_s: float = 0.2) -> Iterator
             continue
         late, early = (found.first_ns - step.first_ns) / 1e9, (step.last_ns - found.last_ns) / 1e9
         if max(late, early) > most_s:
-            what = f"begins {late:.3g} s after the first step" if late >= early else f"ends {early:.3g} s before the last"
+            what = (
+                f"begins {late:.3g} s after the first step" if late >= early else f"ends {early:.3g} s before the last"
+            )
             yield Hit(what, max(late, early), most_s, feature=clock)

@@ -18,7 +18,7 @@ from ..registry import rule
     advice="Look at the camera's driver and its USB bandwidth; delete the episode, or cut it there.",
 )
 def frozen_images(episode: EpisodeMeasures, *, least_s: float = 0.5, least_images: float = 8) -> Iterator[Hit]:
-    """A stretch of equal images, while the numbers of the episode go on. (A simulator at rest may render one image.)"""
+    """A stretch of equal images while the numbers of the episode go on: a simulator at rest renders one image."""
     for name, found in episode.images.items():
         clock = episode.schema.features[name].clock
         least = max(least_images, least_s * episode.schema.rate_of(clock))
@@ -73,7 +73,7 @@ def black_images(episode: EpisodeMeasures, *, most_share: float = 0.0, error_sha
 
 @rule(
     severity="error",
-    reason="A blown-out image shows nothing where it is white: the exposure is wrong, or a lamp shines into the camera.",
+    reason="A blown-out image shows nothing: the exposure is wrong, or a lamp shines into the camera.",
     advice="Fix exposure and gain of the camera, and delete these episodes.",
 )
 def blown_out_images(episode: EpisodeMeasures, *, most_share: float = 0.0, error_share: float = 0.1) -> Iterator[Hit]:
@@ -138,7 +138,7 @@ def _dark_or_bright(
 
 
 def _moves(episode: EpisodeMeasures, steps: tuple[int, int], clock: str) -> bool:
-    """Whether any number changes by 5 % of its range of the episode within the steps; True where there are no numbers."""
+    """Whether any number changes by 5 % of its range within the steps; True where there are no numbers."""
     known = False
     for name, found in episode.components.items():
         if episode.schema.features[name].clock != clock:

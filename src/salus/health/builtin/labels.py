@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from ...labels import Result
 from ..findings import Hit
 from ..measures import DatasetMeasures, EpisodeMeasures
 from ..registry import rule
@@ -104,22 +105,43 @@ def failure_details(episode: EpisodeMeasures) -> Iterator[Hit]:
     advice="Record more of the rarer outcome, or weight it: salus.torch.Loader(weights=...).",
 )
 def class_balance(dataset: DatasetMeasures, *, least_share: float = 0.05, least_episodes: float = 20) -> Iterator[Hit]:
-    """The share of the rarer one of success and failure; kinds of failure without an episode, and unknown ones: info."""
+    """The share of the rarer one of success and failure."""
     results = Counter(each.outcome.result for each in dataset.episodes)
     known = results["success"] + results["failure"]
-    if not known or not results["failure"]:
-        return  # no_failures says so, or there are no outcomes at all
-    rarer = "success" if results["success"] < results["failure"] else "failure"
-    share = results[rarer] / known
-    if known >= least_episodes and share < least_share:
-        yield Hit(f"{results[rarer]} of {known} episodes have the outcome {rarer}", share, least_share)
-    if results["unknown"]:
-        unknown = results["unknown"] / len(dataset.episodes)
-        yield Hit(f"the outcome of {results['unknown']} episodes is unknown", unknown, 0.0, severity="info")
-    kinds = Counter(each.outcome.kind for each in dataset.episodes)
+    rarer: Result = "success" if results["success"] < results["failure"] else "failure"
+    if known >= least_episodes and results["failure"]:  # without any, no_failures says so
+        share = results[rarer] / known
+        if share < least_share:
+            yield Hit(f"{results[rarer]} of {known} episodes have the outcome {rarer}", share, least_share)
+
+
+@rule(
+    per="dataset",
+    severity="info",
+    reason="Of episodes without an outcome, the labels of the last steps are unknown.",
+    advice="Give outcomes while recording, or later by dataset.set_outcome.",
+)
+def unknown_outcome(dataset: DatasetMeasures) -> Iterator[Hit]:
+    """Episodes whose outcome is unknown, where outcomes matter."""
+    declared = dataset.schema.failure_kinds or len(dataset.schema.label_horizons)
+    unknown = sum(each.outcome.result == "unknown" for each in dataset.episodes)
+    if unknown and declared:
+        share = unknown / len(dataset.episodes)
+        yield Hit(f"the outcome of {unknown} of {len(dataset.episodes)} episodes is unknown", share, 0.0)
+
+
+@rule(
+    per="dataset",
+    severity="info",
+    reason="A kind of failure that never happens cannot be learnt; its labels are all zero.",
+    advice="Record such failures, or leave the kind out of the schema.",
+)
+def missing_kind(dataset: DatasetMeasures) -> Iterator[Hit]:
+    """Declared kinds of failure without an episode, where there are failures."""
+    kinds = Counter(each.outcome.kind for each in dataset.episodes if each.outcome.result == "failure")
     missing = [kind for kind in dataset.schema.failure_kinds if not kinds[kind]]
-    if missing:
-        yield Hit(f"no episode failed with {', '.join(missing)}", 0.0, 1.0, severity="info")
+    if missing and kinds:
+        yield Hit(f"no episode failed with {', '.join(missing)}", float(len(missing)), 0.0)
 
 
 def _outcome(episode: EpisodeMeasures) -> str:

@@ -53,13 +53,13 @@ def action_lag(
         state = ": ".join(dataset.states[pair.state])
         first = pair.lag < least_lag
         yield Hit(
-            f"{state} moves {abs(pair.lag)} steps {'before' if first else 'after'} it (correlation {pair.strength:.2f})",
+            f"{state} moves {_lag(pair.lag)} it (correlation {pair.strength:.2f})",
             float(pair.lag),
             least_lag,
             feature=feature,
             component=component,
             severity="warning" if first else None,
-            advice="The states move before the action: it was recorded late, or it is a measured one." if first else None,
+            advice="Look at the stamps: the action was recorded late, or measured instead of sent." if first else None,
         )
 
 
@@ -89,13 +89,19 @@ def action_shift(
             continue
         word = "later" if found.shift < 0 else "earlier"
         yield Hit(
-            f"actions come {abs(found.shift)} steps {word} than in the other episodes: the states move "
-            f"{_usual(pairs) + found.shift:+d} steps after them, where {_usual(pairs):+d} are usual",
+            f"actions come {abs(found.shift)} steps {word} than in the other episodes: the lag to the states is "
+            f"{_usual(pairs) + found.shift:+d}, where {_usual(pairs):+d} is usual",
             float(found.shift),
             least_steps,
             feature=dataset.actions[pairs[0].action][0],
             episode=index,
         )
+
+
+def _lag(lag: int) -> str:
+    if lag == 0:
+        return "together with"
+    return f"{abs(lag)} step{'s' * (abs(lag) > 1)} {'after' if lag > 0 else 'before'}"
 
 
 def _usual(pairs: list[Pair]) -> int:

@@ -180,9 +180,10 @@ def saturated(
                 if found.is_constant[component] or _tail(each) > most_share * found.num_steps:
                     continue  # dead_component or padding says so
                 upper = found.at_max[component] >= found.at_min[component]
-                value = (found.max if upper else found.min)[component]
+                value, word = (found.max, "largest") if upper else (found.min, "least")
+                value = value[component]
                 yield Hit(
-                    f"{column[place]:.0%} of the values are exactly {value:.4g}, the {'largest' if upper else 'least'}; "
+                    f"{column[place]:.0%} of the values are exactly {value:.4g}, the {word}; "
                     f"in other episodes {usual[component]:.0%}",
                     float(column[place]),
                     float(limit),
