@@ -23,18 +23,24 @@ class Take:
     stamps: np.ndarray
     outcome: salus.Outcome
 
+    def with_labels(self, schema: Schema) -> Take:
+        """With labels stored beside it, as an import from elsewhere brings them."""
+        horizons, kinds = schema.label_horizons, schema.failure_kinds
+        labels, mask = horizon_labels(len(self.stamps), self.outcome, horizons, kinds)
+        self.arrays["stored_labels"] = np.where(mask, labels, np.float32(np.nan))
+        return self
+
 
 def takes_of(view: salus.DatasetView) -> list[Take]:
-    """The episodes of a dataset, with labels stored beside them, as an import from elsewhere brings them."""
-    return [_take(episode) for episode in view]
-
-
-def _take(episode: salus.Episode) -> Take:
-    arrays = {name: np.array(episode[name][:]) for name in episode.schema.recorded}
-    schema = episode.schema
-    labels, mask = horizon_labels(len(episode), episode.outcome, schema.label_horizons, schema.failure_kinds)
-    arrays["stored_labels"] = np.where(mask, labels, np.float32(np.nan))
-    return Take(arrays, episode.timestamp_ns, episode.outcome)
+    """The episodes of a dataset."""
+    return [
+        Take(
+            {name: np.array(episode[name][:]) for name in episode.schema.recorded},
+            episode.timestamp_ns,
+            episode.outcome,
+        ).with_labels(view.schema)
+        for episode in view
+    ]
 
 
 def schema_of(schema: Schema) -> Schema:
