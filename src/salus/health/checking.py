@@ -202,7 +202,7 @@ def _measure(view: DatasetView, row: int, episode: Episode) -> EpisodeMeasures:
             values, valid = _read(view, row, name, feature, 0, length)
             measures.arrays[name] = values
             measures.components[name] = measure_components(values, feature, valid)
-            if is_label(name):
+            if is_label(name) and feature.clock == STEP:
                 measures.labels[name] = _labels(episode, values, measures)
         elif feature.kind != "text":
             measures.wide[name] = _wide(episode, name)
@@ -260,7 +260,9 @@ def _is_small(feature: Feature) -> bool:
 def _joined(measures: EpisodeMeasures, wanted: Callable[[str], bool]) -> np.ndarray:
     """float64 (T, C): the components of the wanted features that run on the steps; what is not finite is 0."""
     columns = [
-        np.nan_to_num(np.asarray(values, np.float64), posinf=0.0, neginf=0.0).reshape(len(values), -1)
+        np.nan_to_num(np.asarray(values, np.float64), posinf=0.0, neginf=0.0).reshape(
+            len(values), math.prod(values.shape[1:])
+        )
         for name, values in measures.arrays.items()
         if wanted(name) and measures.schema.features[name].clock == STEP
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def measure_components(values: np.ndarray, feature: Feature, valid: np.ndarray |
     """
     num_steps = len(values)
     kept = values if valid is None else values[valid]
-    rows = np.asarray(kept, np.float64).reshape(len(kept), -1)
+    rows = np.asarray(kept, np.float64).reshape(len(kept), math.prod(feature.shape))
     finite = np.isfinite(rows)
     count = finite.sum(axis=0)
     some = count > 0
@@ -101,7 +102,7 @@ def measure_components(values: np.ndarray, feature: Feature, valid: np.ndarray |
         at_max=(rows == high).sum(axis=0),
         changes=((rows[1:] != rows[:-1]) & both).sum(axis=0),
         distinct=np.array([len(np.unique(rows[finite[:, c], c])) for c in range(rows.shape[1])], np.int64),
-        longest_run=runs[:, 0] if len(rows) else np.zeros(rows.shape[1], np.int64),
+        longest_run=np.minimum(runs[:, 0], len(rows)),
         run_start=runs[:, 1],
         below=below,
         above=above,

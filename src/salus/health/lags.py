@@ -67,7 +67,7 @@ class Pair:
         mode: 0 where the action itself goes with the movement, 1 where its change does.
         curve: float64 (21,), the mean correlation at the lags -10 … 10.
         strength: The largest absolute value of the curve.
-        lag: Where it is.
+        lag: That of the largest correlation, in the median over the episodes.
         num_steps: Steps that it comes from.
     """
 
@@ -79,6 +79,11 @@ class Pair:
     lag: int
     num_steps: int
 
+    @property
+    def sign(self) -> float:
+        """Of the correlation at the lag, 1 or -1."""
+        return float(np.sign(self.curve[self.lag + REACH]))
+
 
 @dataclass(frozen=True)
 class Shift:
@@ -86,13 +91,13 @@ class Shift:
 
     Attributes:
         shift: Steps by which its lag is longer than usual; negative where its actions come late.
-        fit: How well its correlations agree with the usual ones at that shift, -1 … 1.
-        fit_unshifted: The same without a shift.
+        gain: Of what the usual lag leaves unexplained of the movement, the share that this shift explains, 0 … 1.
+        fit: The correlation at this shift, root mean square over the pairs, 0 … 1.
     """
 
     shift: int
+    gain: float
     fit: float
-    fit_unshifted: float
 
 
 class Lags:
@@ -143,49 +148,46 @@ class Lags:
         weights = np.array(list(self._num_steps.values()), np.float64).reshape(-1, 1, 1)
         mean = _mean(stacked, weights)
         pairs = []
-        for (action, state, mode), curve in zip(self._chosen, mean, strict=True):
-            if np.isfinite(curve).all():
-                place = int(np.abs(curve).argmax())
-                pairs.append(
-                    Pair(action, state, mode, curve, float(abs(curve[place])), place - REACH, int(weights.sum()))
-                )
+        for place, ((action, state, mode), curve) in enumerate(zip(self._chosen, mean, strict=True)):
+            if not np.isfinite(curve).all():
+                continue
+            # The median over the episodes: one that is shifted does not move it.
+            sizes = np.abs(np.nan_to_num(stacked[:, place]))
+            peaks = sizes.argmax(axis=1)[sizes.max(axis=1) > 0]
+            usual = int(np.median(peaks))
+            strength = float(abs(curve).max())
+            pairs.append(Pair(action, state, mode, curve, strength, usual - REACH, int(weights.sum())))
         return pairs
 
     def shift_of(self, episode: int, pairs: list[Pair]) -> Shift | None:
         """By how many steps the lag of an episode is longer than that of all together.
 
-        All pairs vote together: the curves of the episode are laid over those of the dataset at every shift, and the
-        best fit wins. None where the episode has no curves.
+        All pairs are shifted together, and the shift wins that leaves the least of the movement unexplained: the sum of
+        log(1 - r²) over the pairs. A sharp peak counts more than the broad shoulders that slow movements have.
+        None where the episode has no curves.
         """
         curves = self._curves.get(episode)
         if curves is None:
             return None
-        mine = np.nan_to_num(curves[[self._place(pair) for pair in pairs]].astype(np.float64))
-        usual = np.stack([pair.curve for pair in pairs])
-        fits = {shift: _fit(mine, usual, shift) for shift in sorted(range(-MOST_SHIFT, MOST_SHIFT + 1), key=abs)}
-        best = max(fits, key=lambda shift: fits[shift])
-        return Shift(best, fits[best], fits[0])
+        scores, fits = {}, {}
+        for shift in sorted(range(-MOST_SHIFT, MOST_SHIFT + 1), key=abs):
+            places = [min(max(pair.lag + shift + REACH, 0), 2 * REACH) for pair in pairs]
+            found = np.nan_to_num(curves[[pair.action for pair in pairs], places].astype(np.float64))
+            same = np.where(found * [pair.sign for pair in pairs] > 0, found, 0.0)
+            scores[shift] = float(np.log(1 - np.minimum(same**2, 0.9999)).sum())
+            fits[shift] = float(np.sqrt((same**2).mean()))
+        best = min(scores, key=lambda shift: scores[shift])
+        return Shift(best, 1 - float(np.exp(scores[best] - scores[0])), fits[best])
 
     def curve_of(self, episode: int, pair: Pair) -> np.ndarray | None:
         """float32 (21,): the correlations of a pair in one episode."""
         curves = self._curves.get(episode)
-        return None if curves is None else curves[self._place(pair)]
-
-    def _place(self, pair: Pair) -> int:
-        return pair.action  # one chosen pair per action component, in their order
+        return None if curves is None else curves[pair.action]  # a pair was chosen for each, in their order
 
     @property
     def episodes(self) -> list[int]:
         """The episodes that were long enough."""
         return list(self._curves)
-
-
-def _fit(mine: np.ndarray, usual: np.ndarray, shift: int) -> float:
-    """The cosine of the parts of (P, 21) that overlap when `usual` is moved by `shift`."""
-    a = mine[:, max(shift, 0) : mine.shape[1] + min(shift, 0)]
-    b = usual[:, max(-shift, 0) : usual.shape[1] + min(-shift, 0)]
-    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float((a * b).sum()) / scale if scale > 0 else 0.0
 
 
 def _normalised(columns: np.ndarray) -> np.ndarray:

@@ -73,8 +73,8 @@ def action_shift(
     *,
     least_steps: float = 2,
     least_correlation: float = 0.5,
-    least_fit: float = 0.6,
-    least_gain: float = 0.05,
+    least_fit: float = 0.5,
+    least_gain: float = 0.1,
 ) -> Iterator[Hit]:
     """Episodes whose lag differs from that of the dataset."""
     pairs = [pair for pair in dataset.lags.pairs() if pair.strength >= least_correlation]
@@ -83,9 +83,9 @@ def action_shift(
         return
     for index in episodes:
         found = dataset.lags.shift_of(index, pairs)
-        if found is None or abs(found.shift) < least_steps or found.fit < least_fit:
+        if found is None or abs(found.shift) < least_steps:
             continue
-        if found.fit < found.fit_unshifted + least_gain:
+        if found.fit < least_fit or found.gain < least_gain:
             continue
         word = "later" if found.shift < 0 else "earlier"
         yield Hit(
