@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ..errors import InvalidInputError, NotFoundError
 from ..health import Group, HealthReport, check
+from ..health.findings import Severity
 from ..view import DatasetView
 from .terminal import console, plain, text
 
@@ -17,7 +18,7 @@ SHOWN = 3
 """Findings of a group that are shown; --json and --html have more."""
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold blue"}
-_WORDS = {"error": "error", "warning": "warning", "info": "note"}
+_WORDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
 
 
 def run_check(
@@ -84,7 +85,8 @@ def print_health(report: HealthReport) -> None:
         console.print()
         _print_group(group)
     console.print()
-    counts = [f"{report.count(severity)} {word}s" for severity, word in _WORDS.items()]  # type: ignore[arg-type]
+    numbers = {word: report.count(severity) for severity, word in _WORDS.items()}
+    counts = [f"{number} {word}{'s' * (number != 1)}" for word, number in numbers.items()]
     console.print(f"{', '.join(counts)}; {len(report.rules)} rules looked", highlight=False)
 
 

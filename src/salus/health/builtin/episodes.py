@@ -31,7 +31,7 @@ def unreadable(dataset: DatasetMeasures) -> Iterator[Hit]:
     advice="Look at them; delete them, or cut what does not belong.",
 )
 def length_outlier(
-    dataset: DatasetMeasures, *, least_deviations: float = 5, least_factor: float = 2.5, least_episodes: float = 8
+    dataset: DatasetMeasures, *, least_deviations: float = 5, least_factor: float = 4, least_episodes: float = 8
 ) -> Iterator[Hit]:
     """Lengths on a logarithmic scale: the distance from the median in median absolute deviations, and as a factor."""
     if len(dataset.episodes) < least_episodes:
@@ -74,9 +74,9 @@ def duplicate(
 ) -> Iterator[Hit]:
     """Episodes whose states and actions are nearly identical, at 16 times over the episode."""
     for members, distance in groups(dataset.near(most_distance, most_length, least_steps)):
-        others = ", ".join(map(str, members[1:11])) + (", …" if len(members) > 11 else "")
+        alike = ", ".join(map(str, members[:10])) + (", …" if len(members) > 10 else "")
         yield Hit(
-            f"nearly identical: episode {members[0]} and {others} (they differ by {distance:.2g} standard deviations)",
+            f"episodes {alike} are nearly identical: they differ by {distance:.2g} standard deviations",
             distance,
             most_distance,
             episode=members[1],

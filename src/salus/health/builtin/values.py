@@ -116,7 +116,7 @@ def dead_component(dataset: DatasetMeasures, *, least_changing: float = 0.5) -> 
     advice="Cut the episode there, or delete it; look at the log of the driver.",
 )
 def stuck_component(
-    dataset: DatasetMeasures, *, least_changing: float = 0.9, least_share: float = 0.2, least_steps: float = 15
+    dataset: DatasetMeasures, *, least_changing: float = 0.9, least_share: float = 0.3, least_steps: float = 15
 ) -> Iterator[Hit]:
     """Components that change at nearly every step of the dataset, and then stop for a part of an episode."""
     for name in dataset.features:
@@ -151,7 +151,7 @@ def stuck_component(
     advice="Widen the range of the sensor or the clipping; a model cannot learn what was cut off.",
 )
 def saturated(
-    dataset: DatasetMeasures, *, most_share: float = 0.2, most_above_usual: float = 0.2, least_distinct: float = 0.2
+    dataset: DatasetMeasures, *, most_share: float = 0.3, most_above_usual: float = 0.3, least_distinct: float = 0.2
 ) -> Iterator[Hit]:
     """Many values exactly at an extreme, of components that are continuous; an extreme of 0 is a floor, not a limit."""
     for name in dataset.features:
