@@ -168,7 +168,9 @@ def _look(view: DatasetView, row: int, rules: list[Rule]) -> _Looked:
     except CorruptDataError as error:
         return _Looked(None, [], problem=str(error))
     hits = [(rule, hit) for rule in rules for hit in rule.hits(measures)]
-    actions, states = (_joined(measures, chosen_by) for chosen_by in (is_action, is_state))
+    padding = measures.tail if measures.tail > 1 else 0
+    moving = slice(0, measures.num_steps - padding)  # what pads an episode says nothing about lags
+    actions, states = (_joined(measures, chosen_by)[moving] for chosen_by in (is_action, is_state))
     found = correlations(actions, states) if actions.shape[1] and states.shape[1] else None
     both = np.concatenate([states, actions], axis=1)
     numbers = both if both.shape[1] else _joined(measures, lambda name: not is_label(name))

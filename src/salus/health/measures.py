@@ -10,9 +10,9 @@ import numpy as np
 
 from ..errors import InvalidInputError, did_you_mean
 from ..labels import Outcome
-from ..schema import Schema
+from ..schema import STEP, Schema
 from .cameras import ImageMeasures
-from .components import ComponentMeasures
+from .components import ComponentMeasures, is_label
 from .duplicates import POINTS, near_pairs
 from .lags import Lags
 
@@ -116,6 +116,16 @@ class EpisodeMeasures:
     dropped_images: dict[str, int] = field(default_factory=dict)
     signature: np.ndarray = field(default_factory=lambda: np.zeros((POINTS, 0), np.float32))
     arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def tail(self) -> int:
+        """Steps at the end in which no number changes that changed before; 0 where none ever does."""
+        tails = [
+            found.tail
+            for name, found in self.components.items()
+            if found.changes.any() and not is_label(name) and self.schema.features[name].clock == STEP
+        ]
+        return min(tails, default=0)
 
     def values(self, name: str) -> np.ndarray:
         """All values of a feature of up to 64 components, (T, *shape of a step), for rules per episode.

@@ -131,7 +131,7 @@ def stuck_component(
             stuck = long & (usual >= least_changing) & (runs < least_share / 2) & (found.changes > 0)
             for component in np.flatnonzero(stuck).tolist():
                 start, length = int(found.run_start[component]), int(found.longest_run[component])
-                if start + length == found.num_steps and start + 1 >= found.num_steps - _tail(each):
+                if start + length == found.num_steps and start + 1 >= found.num_steps - each.tail:
                     continue  # padding says so, once for all
                 yield Hit(
                     f"stands still for {length} steps from step {start}; else it changes at {usual[component]:.0%} of "
@@ -177,7 +177,7 @@ def saturated(
             limit = max(most_share, usual[component] + most_above_usual)
             for place in np.flatnonzero(column > limit).tolist():
                 each, found = there[place]
-                if found.is_constant[component] or _tail(each) > most_share * found.num_steps:
+                if found.is_constant[component] or each.tail > most_share * found.num_steps:
                     continue  # dead_component or padding says so
                 upper = found.at_max[component] >= found.at_min[component]
                 value, word = (found.max, "largest") if upper else (found.min, "least")
@@ -237,7 +237,7 @@ def missing_values(episode: EpisodeMeasures, *, most_share: float = 0.1, least_s
 )
 def padding(episode: EpisodeMeasures, *, most_share: float = 0.05, least_steps: float = 8) -> Iterator[Hit]:
     """Steps at the end in which no number changes at all, in no feature that changed before."""
-    tail = _tail(episode)
+    tail = episode.tail
     share = tail / max(episode.num_steps, 1)
     if tail >= least_steps and share > most_share:
         yield Hit(
@@ -246,16 +246,6 @@ def padding(episode: EpisodeMeasures, *, most_share: float = 0.05, least_steps: 
             most_share,
             steps=(episode.num_steps - tail, episode.num_steps),
         )
-
-
-def _tail(episode: EpisodeMeasures) -> int:
-    """Steps at the end in which no number changes that changed before; 0 where none ever does."""
-    tails = [
-        found.tail
-        for name, found in episode.components.items()
-        if found.changes.any() and not is_label(name) and episode.schema.features[name].clock == "step"
-    ]
-    return min(tails, default=0)
 
 
 def _share_at_limits(found: ComponentMeasures) -> np.ndarray:
