@@ -66,7 +66,7 @@ class ImageMeter:
             self._rows.append(self._look(images[place], samples[place], self._steps + place))
         self._steps += len(images)
         if self._last is not None:
-            self._last = self._last.copy()  # the batch it lies in is used again
+            self._last = self._last.copy()  # a view of it would keep the whole piece
 
     def _look(self, image: np.ndarray, sample: np.ndarray, step: int) -> tuple[float, float, bool, bool, bool, int]:
         levels = np.sort(sample, axis=None)
