@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -66,6 +66,60 @@ def test_a_planted_defect_is_found_where_it_is_and_nowhere_else(rule: str, takes
     report = health.check(write(tmp_path / "data.zarr", SCHEMA, planted))
     assert (rule, 4) in {(name, episode) for name, _, episode in alarms(report)}
     assert {episode for _, _, episode in alarms(report)} == {4}
+
+
+def _stuck(take: Take) -> None:
+    take.arrays["signals"][20:60, 0] = take.arrays["signals"][20, 0]
+
+
+def _blown_out(take: Take) -> None:
+    take.arrays["images"][:30] = 255
+
+
+def _repeated(take: Take) -> None:
+    images = take.arrays["images"]
+    images[1::2] = images[0::2][: len(images[1::2])]
+
+
+def _without_step(take: Take) -> None:
+    take.outcome = salus.Outcome("failure", "drop")
+    take.arrays["stored_labels"][:] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("rule", "plant"),
+    [
+        ("stuck_component", _stuck),
+        ("blown_out_images", _blown_out),
+        ("repeated_images", _repeated),
+        ("failure_details", _without_step),
+    ],
+)
+def test_other_defects_of_an_episode_are_found(
+    rule: str, plant: Callable[[Take], None], takes: list[Take], tmp_path: Path
+) -> None:
+    planted = copy.deepcopy(takes)
+    plant(planted[5])
+    found = {(name, episode) for name, _, episode in alarms(health.check(write(tmp_path / "x.zarr", SCHEMA, planted)))}
+    assert found == {(rule, 5)}
+
+
+def test_outcomes_without_failures_or_with_few_are_said(takes: list[Take], tmp_path: Path) -> None:
+    short = [Take({n: a[:12] for n, a in take.arrays.items()}, take.stamps[:12], take.outcome) for take in takes * 3]
+    for take in short:
+        take.outcome = salus.Outcome("success")
+        take.arrays["stored_labels"] = np.zeros((12, 2, 2), np.float32)
+    rules = {"duplicate": False}
+    report = health.check(write(tmp_path / "none.zarr", SCHEMA, short), rules=rules)
+    assert {(rule, feature) for rule, feature, _ in alarms(report)} == {
+        ("no_failures", None),
+        ("zero_labels", "stored_labels"),
+    }
+    short[0].outcome = salus.Outcome("failure", "drop", 6)
+    short[0].with_labels(SCHEMA)
+    report = health.check(write(tmp_path / "one.zarr", SCHEMA, short), rules=rules)
+    assert alarms(report) == [("class_balance", None, None)]
+    assert [each.message for each in report if each.rule == "missing_kind"] == ["no episode failed with miss"]
 
 
 def test_the_shift_of_actions_is_estimated(takes: list[Take], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ section { background: var(--card); border: 1px solid var(--line); border-left: 4
   border-radius: .5rem; padding: 1rem 1.25rem; margin: 1rem 0; }
 .head { display: flex; gap: .75rem; align-items: baseline; flex-wrap: wrap; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin: .75rem 0 .25rem; }
-figure { margin: 0; width: 320px; max-width: 100%; }
+figure { margin: 0; width: 296px; max-width: 100%; }
 figcaption { font-size: .8rem; color: var(--soft); display: flex; justify-content: space-between; gap: .5rem; }
 figcaption.top { color: var(--text); overflow-wrap: anywhere; } figcaption .soft { white-space: nowrap; }
 figcaption.bottom { padding-left: 40px; }

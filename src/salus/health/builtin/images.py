@@ -24,6 +24,8 @@ def frozen_images(episode: EpisodeMeasures, *, least_s: float = 0.5, least_image
         least = max(least_images, least_s * episode.schema.rate_of(clock))
         for length, first in zip(*found.runs(), strict=True):
             steps = int(found.steps[first]), int(found.steps[first + length - 1]) + 1
+            if (found.black | found.white)[first : first + length].all():
+                continue  # black_images or blown_out_images says so
             if length >= least and _moves(episode, steps, clock):
                 share = float(length / found.count)
                 yield Hit(
