@@ -199,7 +199,7 @@ class _Verifier:
         found += check_checkpoints(storage, log)
         found += check_tags(storage, log)
         found += self._unfinished()
-        found += check_derived(storage, log, recording=self._num_recording > 0)
+        found += check_derived(storage, log)
         if isinstance(storage, LocalStorage):
             undecided = set(unfinished_slots(storage, log.snapshot))
             strays = list(check_tree(storage, log, undecided))
