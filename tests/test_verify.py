@@ -440,6 +440,16 @@ def test_verifying_while_others_record_finds_nothing(path: Path, monkeypatch: py
     assert salus.verify(path).is_whole
 
 
+def test_what_was_committed_a_moment_ago_and_is_published_soon_is_no_finding(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derived, "PUBLISHED_WITHIN_S", PUBLISHED_WITHIN_S)
+    with salus.Recorder(salus.open(path, mode="a")) as recorder:
+        for _ in range(3):
+            recorder.record_episode(make_steps(1))
+        assert salus.verify(path).is_whole
+
+
 # --- some episodes -----------------------------------------------------------------------------------------------
 
 
