@@ -84,6 +84,7 @@ bench: $(READY)  ## the measurements that README and docs quote; `make setup-ler
 	$(BIN)/python benchmarks/windows.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/many_episodes.py
+	$(BIN)/python benchmarks/verify_speed.py
 	$(BIN)/python benchmarks/memory_limit.py
 
 clean:

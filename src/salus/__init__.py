@@ -30,10 +30,12 @@ from .opening import create, open
 from .recorder import Recorder
 from .recorder.recovery import recover
 from .schema import Feature, Image, Schema, Text
+from .verification import verify
 from .view import DatasetView
 
 if TYPE_CHECKING:
     from . import gym as gym
+    from . import health as health
     from . import isaaclab as isaaclab
     from . import torch as torch
 
@@ -71,10 +73,11 @@ __all__ = [
     "open",
     "recover",
     "schema",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("gym", "isaaclab", "torch"):  # loaded when asked for: they need extras, and take seconds
+    if name in ("gym", "health", "isaaclab", "torch"):  # loaded when asked for: most need extras, and take seconds
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'salus' has no attribute {name!r}")

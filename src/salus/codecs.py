@@ -117,7 +117,7 @@ def decode_chunk(spec: ArraySpec, encoded: bytes, out: np.ndarray | None = None)
         CorruptDataError: The checksum does not hold, or the content is not of the declared size.
         MissingExtraError, FormatError: What decodes it is not installed.
     """
-    packed = _checked(spec, encoded)
+    packed = check_chunk(spec, encoded)
     if spec.is_text:
         return _decode_text(bytes(_decompress(packed)), spec.chunk_steps)
     if out is None:
@@ -159,14 +159,18 @@ def decode_chunks(spec: ArraySpec, encoded: Sequence[bytes], out: np.ndarray) ->
         if google_crc32c.value(data) == _RESIDUE and data.startswith(head):
             packed.append(memoryview(data)[:-_CHECKSUM])
         else:
-            packed.append(_checked(spec, data))
+            packed.append(check_chunk(spec, data))
     _decompress(b"".join(packed), out)
     if _SWAPPED:
         out.byteswap(inplace=True)
 
 
-def _checked(spec: ArraySpec, encoded: bytes) -> memoryview:
-    """A chunk without its checksum, which holds; what it says of its own size is right."""
+def check_chunk(spec: ArraySpec, encoded: bytes) -> memoryview:
+    """A chunk without its checksum, which holds; what it says of its own size is right. Decodes nothing.
+
+    Raises:
+        CorruptDataError: One of the two does not.
+    """
     if google_crc32c.value(encoded) != _RESIDUE or len(encoded) <= _CHECKSUM:
         raise CorruptDataError("crc32c does not hold: the bytes are not the ones that were written")
     packed = memoryview(encoded)[:-_CHECKSUM]

@@ -14,6 +14,7 @@ from .labels import Outcome, Result
 from .layout import array_specs, tag_key
 from .log import publish as publishing
 from .log.amendments import Amendment, append_amendment
+from .log.digest import revision_digests, root_digest
 from .log.entries import Entries, Entry
 from .log.revisions import put_revision, read_revisions
 from .log.snapshot import Snapshot, load, read_record, write_checkpoint
@@ -25,6 +26,7 @@ from .storage import Storage
 from .view import DatasetView
 
 Mode = Literal["r", "a"]
+OnCorrupt = Literal["raise", "skip"]
 
 
 class Dataset(DatasetView):
@@ -34,6 +36,7 @@ class Dataset(DatasetView):
         mode: `"r"`, or `"a"` for recording, amending and tagging.
         tag_name: The tag that it was opened at, or None.
         strict: Whether features that need zarr-python's codecs are refused.
+        on_corrupt: Whether corrupt and quarantined episodes raise when they are asked for, or are left out.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class Dataset(DatasetView):
         tag: str | None,
         *,
         strict: bool = False,
+        on_corrupt: OnCorrupt = "raise",
     ) -> None:
         self.strict = strict
+        self.on_corrupt: OnCorrupt = on_corrupt
         if strict:
             schemas[-1].check_native(storage.url)
-        super().__init__(Reader(storage, schemas), schemas, snapshot, _readable(snapshot, schemas))
+        super().__init__(Reader(storage, schemas), schemas, snapshot, _readable(snapshot, schemas, on_corrupt))
         self.mode = mode
         self._latest = snapshot
         self.tag_name = tag
@@ -61,6 +66,20 @@ class Dataset(DatasetView):
     def storage(self) -> Storage:
         """Where its bytes are."""
         return self._reader.storage
+
+    @property
+    def digest(self) -> str:
+        """`"sha256:<hex>"` over what is committed: schema revisions, records and amendments of this snapshot.
+
+        Equal digests mean equal episodes, bit by bit, where `salus verify` finds no damage. Kept elsewhere, it tells
+        whether anybody changed anything: `salus verify --expect`.
+
+        Raises:
+            CorruptDataError: A schema revision does not hold.
+
+        Cost: reads the schema revisions; a second per 100,000 episodes.
+        """
+        return root_digest(self._snapshot, revision_digests(self.storage))
 
     def refresh(self) -> Dataset:
         """See what was committed and amended since; returns itself.
@@ -84,7 +103,7 @@ class Dataset(DatasetView):
         self.__dict__.pop("_specs", None)
         self._schemas, self._snapshot, self._latest = schemas, snapshot, snapshot
         self._reader.schemas = schemas
-        self._entries = _readable(snapshot, schemas)
+        self._entries = _readable(snapshot, schemas, self.on_corrupt)
         return self
 
     def unfinished(self) -> list[UnfinishedEpisode]:
@@ -230,11 +249,12 @@ class Dataset(DatasetView):
         write_checkpoint(self.storage, self._latest)
 
 
-def _readable(snapshot: Snapshot, schemas: list[Schema]) -> Entries:
+def _readable(snapshot: Snapshot, schemas: list[Schema], on_corrupt: OnCorrupt) -> Entries:
     """The entries of a snapshot; one that names a schema revision that is not there is corrupt."""
     entries = snapshot.entries
     unknown = entries.numbers("schema_revision") >= len(schemas)
-    return entries.merged(Entry.corrupt(slot) for slot in entries.numbers("slot")[unknown].tolist())
+    entries = entries.merged(Entry.corrupt(slot) for slot in entries.numbers("slot")[unknown].tolist())
+    return entries if on_corrupt == "raise" else entries.take(~entries.has("status", "corrupt"))
 
 
 def _several(keys: Any, what: str) -> tuple[Any, ...]:

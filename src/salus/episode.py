@@ -15,7 +15,7 @@ from .errors import CorruptDataError, NotFoundError, did_you_mean
 from .gather import Reader, Request
 from .labels import Outcome, horizon_labels
 from .layout import ArraySpec, array_specs, record_key
-from .log.amendments import Overlay
+from .log.amendments import Overlay, quarantined
 from .log.entries import Entry
 from .log.records import Record
 from .log.revisions import Revisions
@@ -41,6 +41,8 @@ class Episode:
     """
 
     def __init__(self, reader: Reader, entry: Entry, schema: Schema, overlay: Overlay | None = None) -> None:
+        if overlay is not None and overlay.quarantine is not None:
+            raise CorruptDataError(quarantined(entry.uid, overlay.quarantine, reader.storage.url))
         if entry.status == "corrupt":
             # Reading the record again raises the error that says what is wrong with it.
             read_sound_entry(reader.storage, entry.slot, Revisions(reader.storage))

@@ -34,6 +34,9 @@ CONVENTION = {
     "description": "Robot episodes: row r exists when episode_length[r] > 0, and [:episode_length[r]] bounds it.",
 }
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+"""The name under which an object is written before it is in place."""
+
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from . import documents
 from .codecs import check_codecs
-from .dataset import Dataset, Mode
+from .dataset import Dataset, Mode, OnCorrupt
 from .errors import (
     AlreadyExistsError,
     CorruptDataError,
@@ -69,7 +69,14 @@ def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = Fal
     return dataset
 
 
-def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = None, strict: bool = False) -> Dataset:
+def open(
+    path: str | os.PathLike[str],
+    mode: Mode = "r",
+    *,
+    tag: str | None = None,
+    strict: bool = False,
+    on_corrupt: OnCorrupt = "raise",
+) -> Dataset:
     """Open a dataset at its newest state, or at a tag.
 
     Args:
@@ -79,6 +86,8 @@ def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = No
         tag: Read the snapshot of that name.
         strict: Refuse a dataset with features whose codecs SALUS does not decode itself: these go through zarr-python,
             which is slow, and what they allocate is not limited, so data of strangers is better opened strictly.
+        on_corrupt: `"skip"` leaves out the episodes whose record does not hold, and those that `salus verify --repair`
+            quarantined. By default they are there, and raise CorruptDataError when they are asked for.
 
     Raises:
         NotFoundError: Nothing is there, or no such tag.
@@ -87,6 +96,8 @@ def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = No
     """
     if mode not in get_args(Mode):
         raise InvalidInputError(f'mode: got {mode!r}, expected "r" or "a"')
+    if on_corrupt not in get_args(OnCorrupt):
+        raise InvalidInputError(f'on_corrupt: got {on_corrupt!r}, expected "raise" or "skip"')
     if tag is not None and mode != "r":
         raise InvalidInputError(
             f'open: a tag never changes, so mode {mode!r} does not go with tag {tag!r}; use mode="r"'
@@ -100,7 +111,7 @@ def open(path: str | os.PathLike[str], mode: Mode = "r", *, tag: str | None = No
     if mode == "a":
         _warn_of_dead_recorders(storage, snapshot)
     # Read after the log, so that the revision of every record is among them.
-    return Dataset(storage, read_revisions(storage), snapshot, mode, tag, strict=strict)
+    return Dataset(storage, read_revisions(storage), snapshot, mode, tag, strict=strict, on_corrupt=on_corrupt)
 
 
 def _warn_of_dead_recorders(storage: LocalStorage, snapshot: Snapshot) -> None:

@@ -22,7 +22,8 @@ from .layout import ArraySpec
 from .storage import StoredFile
 
 MISSING = 2**64 - 1
-_CHECKSUM = 4
+INDEX_ENTRY_BYTES = 16
+INDEX_CHECKSUM_BYTES = 4
 _PLACE = struct.Struct("<QQ")
 
 
@@ -86,7 +87,7 @@ class ShardWriter:
     def finish(self) -> ShardInfo:
         """Add the index and make the file durable. It is complete then, and ready to be put in place."""
         index = self._index.tobytes()
-        self._write(index + crc32c(index).to_bytes(_CHECKSUM, "little"))
+        self._write(index + crc32c(index).to_bytes(INDEX_CHECKSUM_BYTES, "little"))
         os.fsync(self._descriptor)
         self.close()
         return ShardInfo(self.key, self._size, self._crc32c, self._sha256.hexdigest())
@@ -113,7 +114,7 @@ def whole_shard(num_chunks: int, chunks: list[bytes]) -> bytes:
     index[: len(chunks), 0] = np.cumsum(sizes) - sizes
     index[: len(chunks), 1] = sizes
     body = index.tobytes()
-    return b"".join([*chunks, body, crc32c(body).to_bytes(_CHECKSUM, "little")])
+    return b"".join([*chunks, body, crc32c(body).to_bytes(INDEX_CHECKSUM_BYTES, "little")])
 
 
 class ShardIndex:
@@ -132,7 +133,7 @@ class ShardIndex:
     __slots__ = ("_end", "_tail")
 
     def __init__(self, tail: bytes, end: int) -> None:
-        if end < 0 or crc32c(tail[:-_CHECKSUM]) != int.from_bytes(tail[-_CHECKSUM:], "little"):
+        if end < 0 or crc32c(tail[:-INDEX_CHECKSUM_BYTES]) != int.from_bytes(tail[-INDEX_CHECKSUM_BYTES:], "little"):
             raise CorruptDataError("the shard index does not hold its crc32c")
         self._tail = tail
         self._end = end
@@ -169,7 +170,7 @@ class ShardReader:
     def __init__(self, file: StoredFile, spec: ArraySpec) -> None:
         self._file = file
         self._whole: bytes | None = None
-        index_size = spec.chunks_per_shard * _PLACE.size + _CHECKSUM
+        index_size = spec.chunks_per_shard * _PLACE.size + INDEX_CHECKSUM_BYTES
         end = file.size - index_size
         if spec.chunk_steps == spec.segment_steps > 1:  # all but the index is one chunk: one read, not two
             self._whole = file.read(0, file.size)

@@ -182,7 +182,8 @@ class DatasetView(Sequence[Episode]):
             task: `metadata["task"]`, exactly.
             uids: These episodes, in this order.
             status: `"committed"`, `"salvaged"`, `"corrupt"`, or several: `("committed", "salvaged")` leaves out the
-                episodes whose record does not hold. These meet no condition but this one and `uids`.
+                episodes whose record does not hold, or that are quarantined. These meet no condition but this one and
+                `uids`.
             where: Any predicate, such as `lambda episode: episode.metadata["robot"] == "ur5"`.
 
         Raises:
@@ -454,8 +455,9 @@ class DatasetView(Sequence[Episode]):
         corrupt = self._entries.numbers("slot")[self._entries.has("status", "corrupt")]
         if len(corrupt):
             raise CorruptDataError(
-                f"{len(corrupt)} of {len(self)} episodes have a record that does not hold, the first in slot "
-                f'{corrupt[0]}; .select(status=("committed", "salvaged")) leaves them out; {self.url}'
+                f"{len(corrupt)} of {len(self)} episodes are quarantined, or their record does not hold, the first in "
+                f'slot {corrupt[0]}; .select(status=("committed", "salvaged")) or salus.open(…, on_corrupt="skip") '
+                f"leaves them out, and salus verify says what is wrong; {self.url}"
             )
 
     def check_feature(self, name: str) -> None:

@@ -29,6 +29,7 @@ def exported() -> set[str]:
     torch = pytest.importorskip("salus.torch", reason="the extra 'torch' is not installed", exc_type=ImportError)
     gym = pytest.importorskip("salus.gym", reason="the extra 'gym' is not installed", exc_type=ImportError)
     found = {f"salus.{name}" for name in salus.__all__} | {f"salus.torch.{name}" for name in torch.__all__}
+    found |= {f"salus.health.{name}" for name in salus.health.__all__}
     return found | {f"salus.gym.{name}" for name in gym.__all__}
 
 
@@ -53,10 +54,11 @@ def test_every_exported_name_is_documented_once() -> None:
 
 def test_what_is_documented_of_the_package_is_exported() -> None:
     of_package = {name for name in documented() if name.count(".") == 1}
-    of_torch = {name for name in documented() if re.fullmatch(r"salus\.(torch|gym)\.\w+", name)}
+    of_torch = {name for name in documented() if re.fullmatch(r"salus\.(torch|gym|health)\.\w+", name)}
     also = {
         "salus.data",
         "salus.gym",
+        "salus.health",
         "salus.isaaclab",
         "salus.torch",
     }  # a page may have a heading for a module that is not exported

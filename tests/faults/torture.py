@@ -113,6 +113,15 @@ TRIALS = (
         seeds=lambda figures: up_to(figures[0]),
     ),
     Trial(
+        "bit flips",
+        "Bits of every file of a small dataset flipped, of each byte so many percent, every file cut to every length, "
+        "shards and records exchanged: `salus verify` finds all that changes committed data, and calls it damage; what "
+        "is built from it, it calls derived; no changed bit is read without an error",
+        "test_bit_flips",
+        (100,),
+        seeds=lambda _: "seed 0",
+    ),
+    Trial(
         "soak",
         "Minutes of recording, amending, publishing and reading by two processes that live on, while writers beside "
         "them are killed and what they left is recovered: nothing is lost, and neither memory nor descriptors grow",

@@ -18,12 +18,17 @@ from .demo import print_report
 from .describe import describe_dataset, describe_episode, episode_rows, print_dataset, print_episode, print_episodes
 from .recovery import print_recovery
 from .stats import describe_statistics, print_statistics
-from .terminal import errors, plain, print_json, track
+from .terminal import errors, plain, print_json, progress, track
+from .verification import print_verification
 
 EXIT_STATUSES = """Exit status: 0 done, 1 other, 2 wrong argument, 3 not found, 4 exists already, 5 not a SALUS dataset,
 6 data changed or missing, 7 recording failed, 8 an extra is not installed, 9 the storage cannot be read,
-10 recovered, but steps were lost."""
+10 recovered, but steps were lost, 11 verified, and committed data is damaged, 12 verified, and only what no data
+depends on is wrong, 13 check found what --fail-on names."""
 SOMETHING_WAS_LOST = 10
+IS_DAMAGED = 11
+IS_NOT_CLEAN = 12
+IS_NOT_HEALTHY = 13
 
 app = typer.Typer(
     help="Episodes for robot learning, in plain Zarr v3.",
@@ -221,6 +226,103 @@ def recover(
         print_recovery(report)
     if report.something_was_lost:
         raise typer.Exit(SOMETHING_WAS_LOST)
+
+
+@app.command(
+    epilog=_example(
+        "salus verify data.zarr", "salus verify data.zarr --episode 42 --episode -1", "salus verify data.zarr --repair"
+    ),
+)
+def verify(
+    path: PathArgument,
+    episode: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one, by number or uid; may be repeated.", show_default="the whole dataset"),
+    ] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Only the episodes of this tag.")] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what loses nothing; keep readers from damaged episodes.")
+    ] = False,
+    expect: Annotated[
+        str | None, typer.Option(help="The root digest that was printed before, sha256:…; another one is damage.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that read.", min=1, show_default="one per core")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find every byte that is not what was committed: where it is, and what to do about it.
+
+    Reads every shard once. Exit status 11 says that committed data is damaged; 12 that only what is built from it, or
+    what belongs to nothing, is wrong.
+    """
+    from ..verification import verify as run
+
+    chosen = [int(name) if name.lstrip("-").isdigit() else name for name in episode or ()]
+    with progress("verifying") as show:
+        report = run(
+            path, episodes=chosen or None, tag=tag, repair=repair, expect=expect, threads=threads, on_progress=show
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_verification(report)
+    if not report.is_whole:
+        raise typer.Exit(IS_DAMAGED if report.is_damaged else IS_NOT_CLEAN)
+
+
+@app.command(
+    epilog=_example(
+        "salus check data.zarr --html report.html",
+        "salus check data.zarr --skip nominal_stamps --set clock_gap.least_s=0.2 --fail-on warning",
+        "salus check data.zarr --split train=0.9 --split val=0.1 --json",
+    )
+)
+def check(
+    path: PathArgument,
+    tag: TagOption = None,
+    html: Annotated[Path | None, typer.Option(help="Also save the report as a page with small plots.")] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="Exit with status 13 where there is an error, or a warning.", metavar="SEVERITY")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="A rule to leave out; may be repeated.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="RULE.THRESHOLD=NUMBER; may be repeated.", metavar="CHANGE")
+    ] = None,
+    rules: Annotated[list[Path] | None, typer.Option(help="A Python file with rules of your own; it is run.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="PART=SHARE of a split that is to be looked at; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads that read.", min=1, show_default="one per core")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find values that are not as they should be: NaN, dead sensors, frozen cameras, gaps, labels that contradict.
+
+    Reads all values once. `verify` looks at the bytes instead.
+    """
+    from .check import print_health, run_check
+
+    if fail_on not in (None, "error", "warning"):
+        raise typer.BadParameter(f"--fail-on: got {fail_on}, expected error or warning")
+    with progress("checking") as show:
+        report = run_check(
+            _open(path, tag),
+            skip=skip or [],
+            changes=set_ or [],
+            files=rules or [],
+            split=split or [],
+            seed=seed,
+            threads=threads,
+            on_progress=show,
+        )
+    if html is not None:
+        html.write_text(report.to_html(), encoding="utf-8")
+        errors.print(f"saved {plain(html)}", markup=False, highlight=False)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_health(report)
+    if fail_on is not None and report.fails_on(fail_on):
+        raise typer.Exit(IS_NOT_HEALTHY)
 
 
 @app.command(

@@ -96,7 +96,7 @@ def print_dataset(document: dict[str, Any]) -> None:
     for name, coding in document["not_lossless"].items():
         console.print(text(f"{name}: {coding}", "yellow"))
     for count, what in (
-        (document["corrupt"], "corrupt: the record does not hold; `salus show` says what is wrong"),
+        (document["corrupt"], "corrupt or quarantined; `salus show` says what is wrong"),
         (document["salvaged"], "salvaged after a crash"),
         (document["unfinished"], "unfinished: still recording, or left by a crash (or its record is gone)"),
     ):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -53,6 +54,15 @@ def _without_nan(value: Any) -> Any:
 
 def track(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
     """The items, with a progress bar on stderr."""
+    with progress(title) as show:
+        for done, item in enumerate(items, 1):
+            show(done, total)
+            yield item
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, and what moves it: called with how many are done, and all there are."""
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -61,11 +71,9 @@ def track(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors) as progress:
-        task = progress.add_task(title, total=total)
-        for item in items:
-            progress.advance(task)
-            yield item
+    with Progress(*columns, console=errors) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def size(num_bytes: float) -> str:

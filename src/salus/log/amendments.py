@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from .. import documents
@@ -12,7 +13,7 @@ from ..labels import Outcome
 from ..layout import amendment_key
 from ..storage import Storage
 
-Change = Literal["delete", "undelete", "outcome", "metadata"]
+Change = Literal["delete", "undelete", "outcome", "metadata", "quarantine", "unquarantine"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Amendment:
     Attributes:
         uids: The episodes.
         change: What changes.
-        value: The new outcome, or the metadata keys that change (None removes one); None for delete and undelete.
+        value: The new outcome, the metadata keys that change (None removes one), or why it is quarantined; else None.
         author: Free text.
         time_ns: Wall clock, nanoseconds since 1970.
     """
@@ -54,7 +55,10 @@ class Amendment:
                 Outcome.from_json(made.value)
             elif made.change == "metadata":
                 dict(made.value)
-            elif made.change not in ("delete", "undelete"):
+            elif made.change == "quarantine":
+                if not isinstance(made.value, str):
+                    raise TypeError(f"quarantine because of {made.value!r}")
+            elif made.change not in ("delete", "undelete", "unquarantine"):
                 raise ValueError(f"unknown change {made.change!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptDataError(f"amendment: not understood: {error!r}; {key}") from error
@@ -69,11 +73,13 @@ class Overlay:
         deleted: It was deleted, and not undeleted since.
         outcome: The outcome in force, where one was amended.
         metadata: Keys changed since the record; None for a removed one.
+        quarantine: Why and since when `salus verify --repair` keeps readers from it, where it does.
     """
 
     deleted: bool = False
     outcome: Outcome | None = None
     metadata: tuple[tuple[str, Any], ...] = ()
+    quarantine: Amendment | None = None
 
     def amended(self, amendment: Amendment) -> Overlay:
         """With one more amendment."""
@@ -81,12 +87,23 @@ class Overlay:
             return replace(self, outcome=Outcome.from_json(amendment.value))
         if amendment.change == "metadata":
             return replace(self, metadata=tuple({**dict(self.metadata), **amendment.value}.items()))
+        if amendment.change in ("quarantine", "unquarantine"):
+            return replace(self, quarantine=amendment if amendment.change == "quarantine" else None)
         return replace(self, deleted=amendment.change == "delete")
 
     def apply_to(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """`metadata` of the record with the changes."""
         changed = {**metadata, **dict(self.metadata)}
         return {key: value for key, value in changed.items() if not (value is None and key in dict(self.metadata))}
+
+
+def quarantined(uid: str, amendment: Amendment, url: str) -> str:
+    """What a reader of a quarantined episode is told."""
+    when = datetime.fromtimestamp(amendment.time_ns / 1e9, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+    return (
+        f"episode {uid}: quarantined at {when} UTC because of damage: {amendment.value}; bring its files back from a "
+        f'copy, then run salus verify --repair; or leave such episodes out with salus.open(…, on_corrupt="skip"); {url}'
+    )
 
 
 def read_amendments(storage: Storage, first: int) -> list[Amendment]:

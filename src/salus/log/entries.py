@@ -62,8 +62,8 @@ class Entry(NamedTuple):
     Attributes:
         uid: Immutable name of the episode.
         slot: Row on axis 0 of every array.
-        status: `"committed"`, `"salvaged"`, or `"corrupt"` where the record does not hold (`"aborted"` rows are not
-            in the table).
+        status: `"committed"`, `"salvaged"`, or `"corrupt"` where the record does not hold, or the episode is
+            quarantined (`"aborted"` rows are not in the table).
         num_steps: Length; 0 when corrupt.
         result, failure_kind, failure_step: The outcome in force.
         task: `metadata["task"]` where it is text.
@@ -134,12 +134,14 @@ class Entry(NamedTuple):
         )
 
     @classmethod
-    def corrupt(cls, slot: int) -> Entry:
-        """The row of a slot whose record does not hold."""
-        return cls(f"corrupt-slot-{slot}", slot, "corrupt", 0, "unknown", None, None, None, 0, 0, 0, (), "")
+    def corrupt(cls, slot: int, uid: str = "") -> Entry:
+        """The row of a slot whose record does not hold, or of an episode `uid` that is quarantined."""
+        return cls(uid or f"corrupt-slot-{slot}", slot, "corrupt", 0, "unknown", None, None, None, 0, 0, 0, (), "")
 
     def amended(self, overlay: Overlay) -> Entry:
         """The row with the amendments in force."""
+        if overlay.quarantine is not None:
+            return Entry.corrupt(self.slot, self.uid)
         changed = self
         if overlay.outcome is not None:
             outcome = overlay.outcome
@@ -243,7 +245,7 @@ class Entries(Sequence[Entry]):
         num_clocks, first, first_clock = row[13:]
         texts = self._texts
         if _STATUSES[status] == "corrupt":
-            return Entry.corrupt(slot)
+            return Entry.corrupt(slot, _uid_text(uid.hex()) if any(uid) else "")
         return Entry._make(
             (
                 _uid_text(uid.hex()),
@@ -348,7 +350,7 @@ class Entries(Sequence[Entry]):
             rows.append(
                 (
                     entry.slot,
-                    _uid_bytes(entry.uid) if sound else bytes(16),
+                    _uid_bytes(entry.uid) if _UID.fullmatch(entry.uid) else bytes(16),
                     bytes.fromhex(entry.digest.removeprefix("sha256:")) if sound else bytes(32),
                     entry.started_ns,
                     entry.ended_ns,

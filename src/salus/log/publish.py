@@ -8,7 +8,8 @@ published, and everything that it speaks of is durable before it, so the next pu
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -36,8 +37,12 @@ from .snapshot import Snapshot, load, read_record, sync_log
 
 _ROOT = "zarr.json"
 
+RecordReader: TypeAlias = Callable[[Storage, int], Record | None]
 
-def publish(storage: Storage, *, known: Snapshot | None = None, whole: bool = False) -> Snapshot:
+
+def publish(
+    storage: Storage, *, known: Snapshot | None = None, whole: bool = False, read: RecordReader = read_record
+) -> Snapshot:
     """Bring what plain Zarr readers see up to the log.
 
     Args:
@@ -45,6 +50,7 @@ def publish(storage: Storage, *, known: Snapshot | None = None, whole: bool = Fa
         known: A snapshot loaded before, to start reading the log from.
         whole: Look at every row, not only at those that changed since the root was written: mends index arrays and
             metadata that were lost or mangled.
+        read: Reads the record of a slot: for callers that have just read them all.
 
     Returns:
         The snapshot that was published.
@@ -59,7 +65,7 @@ def publish(storage: Storage, *, known: Snapshot | None = None, whole: bool = Fa
         mark = _mark(root)
         rows = _changed_rows(snapshot, mark)
         sync_log(storage, rows)  # the rows before are durable: the root that speaks of them came after
-        writer = _RowWriter(storage, schemas, snapshot)
+        writer = _RowWriter(storage, schemas, snapshot, read)
         writer.put_derived(rows)
         published = {
             "slots": snapshot.num_slots,
@@ -111,11 +117,13 @@ def _changed_rows(snapshot: Snapshot, mark: dict[str, Any] | None) -> list[int]:
 class _RowWriter:
     """Writes the rows of index arrays and derived features."""
 
-    def __init__(self, storage: Storage, schemas: list[Schema], snapshot: Snapshot) -> None:
+    def __init__(self, storage: Storage, schemas: list[Schema], snapshot: Snapshot, read: RecordReader) -> None:
         self._storage = storage
+        self._read = read
         self._schemas = schemas
         self._snapshot = snapshot
         self._clocks = (STEP, *schemas[-1].clocks)
+        self._derived = [[spec for spec in array_specs(schema).values() if spec.derived] for schema in schemas]
         self._rows: dict[int, dict[str, Any]] = {}
 
     def outgrows(self, rows: list[int], mark: dict[str, Any]) -> bool:
@@ -143,7 +151,7 @@ class _RowWriter:
         for chunk, some in changed.items():
             key = f"{name}/c.{chunk}"
             body = self._storage.get(key)
-            values = None if whole or body is None else _decode_index(name, body)
+            values = None if whole or body is None else decode_index(name, body)
             slots = some
             if values is None:  # lost or mangled: all rows of the chunk are built again
                 values = [_empty(name)] * size
@@ -166,7 +174,7 @@ class _RowWriter:
             row: dict[str, Any] = {METADATA: "", **{length_name(clock): 0 for clock in self._clocks}}
             entry = self._visible(slot)
             try:
-                record = None if entry is None else read_record(self._storage, slot)
+                record = None if entry is None else self._read(self._storage, slot)
             except CorruptDataError:
                 record = None  # a checkpoint knows it; readers of the episode are told what is wrong
             if entry is not None and record is not None:
@@ -199,7 +207,7 @@ class _RowWriter:
             if entry is None or not self._row(slot)[LENGTH]:
                 continue
             schema = self._schemas[entry.schema_revision]
-            derived = [spec for spec in array_specs(schema).values() if spec.derived]
+            derived = self._derived[entry.schema_revision]
             try:
                 labels = self._labels(entry, schema) if derived else None
             except CorruptDataError:
@@ -292,7 +300,8 @@ def _encode_index(name: str, values: list[Any]) -> bytes:
     return encode_chunk(spec, np.array(values, spec.numpy_dtype))
 
 
-def _decode_index(name: str, body: bytes) -> list[Any] | None:
+def decode_index(name: str, body: bytes) -> list[Any] | None:
+    """The rows of a chunk of an index array; None where it does not hold."""
     try:
         values: list[Any] = decode_chunk(_index_spec(name), body).tolist()
     except CorruptDataError:

@@ -62,15 +62,22 @@ def read_revisions(storage: Storage) -> list[Schema]:
     """
     found: list[Schema] = []
     while (body := storage.get(schema_key(len(found)))) is not None:
-        document = documents.unseal(body, key=schema_key(len(found)))
-        version = document.get("format")
-        if version != FORMAT:
-            raise FormatError(
-                f"open: the dataset is of format {version}, this salus reads up to {FORMAT}: "
-                f"a newer salus is needed; {storage.url}"
-            )
-        if document.get("revision") != len(found):
-            key = schema_key(len(found))
-            raise CorruptDataError(f"schema: it is revision {document.get('revision')}, exchanged or copied; {key}")
-        found.append(Schema.from_json(document.get("schema", {})))
+        found.append(read_revision(storage, len(found), body))
     return found
+
+
+def read_revision(storage: Storage, number: int, body: bytes) -> Schema:
+    """The schema in the `body` of revision `number`; raises as `read_revisions`."""
+    key = schema_key(number)
+    document = documents.unseal(body, key=key)
+    version = document.get("format")
+    if type(version) is not int:
+        raise CorruptDataError(f"schema: it says no format, so it is something else, exchanged or copied; {key}")
+    if version != FORMAT:
+        raise FormatError(
+            f"open: the dataset is of format {version}, this salus reads up to {FORMAT}: "
+            f"a newer salus is needed; {storage.url}"
+        )
+    if document.get("revision") != number:
+        raise CorruptDataError(f"schema: it is revision {document.get('revision')}, exchanged or copied; {key}")
+    return Schema.from_json(document.get("schema", {}))

@@ -63,7 +63,7 @@ class Snapshot:
         overlay = self.overlays.get(entry.uid)
         if overlay is None:
             return entry
-        return None if overlay.deleted else entry.amended(overlay)
+        return None if overlay.deleted or overlay.quarantine is not None else entry.amended(overlay)
 
     def longest(self, clock: str) -> int:
         """Steps of the longest episode on a clock, deleted ones included."""

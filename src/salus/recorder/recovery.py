@@ -139,7 +139,7 @@ def recover(path: str | os.PathLike[str], *, force: bool = False, dry_run: bool 
     found = [recoverer.recover(slot) for slot in unfinished_slots(storage, snapshot)]
     report = RecoveryReport(tuple(episode for episode in found if episode is not None), dry_run)
     if not dry_run:
-        _sweep(storage)
+        sweep(storage)
         write_checkpoint(storage, publish(storage, known=snapshot))  # also what a crash left unpublished
     return report
 
@@ -389,7 +389,7 @@ def _locked(path: Path) -> Iterator[Literal["ours", "taken", "absent"]]:
         os.close(descriptor)
 
 
-def _sweep(storage: LocalStorage) -> None:
+def sweep(storage: LocalStorage) -> None:
     """Remove what is left of the work on decided episodes."""
     for name in storage.list(f"{PRIVATE}/journal"):
         slot = number_in(name)
