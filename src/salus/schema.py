@@ -528,7 +528,7 @@ def _as_tuple(value: Any, what: str) -> tuple[Any, ...]:
 
 
 def _is_range(values: tuple[Any, ...]) -> bool:
-    numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    numbers = [value for value in values if isinstance(value, int | float) and abs(value) < math.inf]
     return len(numbers) == len(values) == 2 and numbers[0] < numbers[1]
 
 

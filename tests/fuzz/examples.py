@@ -157,6 +157,7 @@ class Examples:
         claim: The claim of the running episode, whose slot is the last.
         journal: Its journal.
         running: Where the files of the running episode lie, as a dataset of its own.
+        small: A dataset with one feature and two episodes, by key.
     """
 
     objects: dict[str, bytes]
@@ -167,6 +168,7 @@ class Examples:
     claim: bytes
     journal: bytes
     running: LocalStorage
+    small: dict[str, bytes]
 
     @property
     def running_slot(self) -> int:
@@ -201,7 +203,7 @@ def make_examples(folder: Path) -> Examples:
         running = _copy_running(path, folder / "running.zarr", slot=len(LENGTHS))
         episode.discard(reason="fuzzing")
     dataset.add_features({"later": salus.Feature((2,), nullable=True)})
-    return _examples(path, running)
+    return _examples(path, running, _small(folder / "small.zarr"))
 
 
 def _copy_running(path: Path, target: Path, *, slot: int) -> LocalStorage:
@@ -223,13 +225,24 @@ def _copy_running(path: Path, target: Path, *, slot: int) -> LocalStorage:
     return open_local(target)
 
 
-def _examples(path: Path, running: LocalStorage) -> Examples:
-    storage = open_local(path)
-    objects = {
+def _objects(path: Path) -> dict[str, bytes]:
+    return {
         str(file.relative_to(path)): file.read_bytes()
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != "publish.lock"
     }
+
+
+def _small(path: Path) -> dict[str, bytes]:
+    with salus.Recorder(salus.create(path, PLAIN)) as recorder:
+        for steps in (1, 2):
+            recorder.record_episode({"states": np.ones((steps, 1), np.float32)}, {"task": "a"}, outcome="success")
+    return _objects(path)
+
+
+def _examples(path: Path, running: LocalStorage, small: dict[str, bytes]) -> Examples:
+    storage = open_local(path)
+    objects = _objects(path)
     schemas = read_revisions(storage)
     arrays = [recorded_arrays(schema) for schema in schemas]
     uids = {claim.uid: UIDS[slot] for slot in range(len(UIDS)) if (claim := read_claim(storage, slot)) is not None}
@@ -256,7 +269,15 @@ def _examples(path: Path, running: LocalStorage) -> Examples:
     running.path(claim_key(len(LENGTHS))).write_bytes(claim)
     uid = next(uid for uid, other in uids.items() if other == UIDS[-1])
     return Examples(
-        objects, schemas, arrays, snapshot, array_specs(schemas[0]), claim, _with_uid(journal, uid, UIDS[-1]), running
+        objects,
+        schemas,
+        arrays,
+        snapshot,
+        array_specs(schemas[0]),
+        claim,
+        _with_uid(journal, uid, UIDS[-1]),
+        running,
+        small,
     )
 
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ class Runner:
                 with os.fdopen(write_end, "wb") as out:
                     out.write(pickle.dumps(result))
                 status = 0
+            except BaseException:  # noqa: BLE001 - of the harness: no code of ours may run on in a child
+                traceback.print_exc()
             finally:
                 os._exit(status)
         os.close(write_end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from .. import documents
@@ -94,6 +95,9 @@ class Record:
         key = record_key(slot)
         document = documents.unseal(body, key=key)
         try:
+            for name in ("lengths", "timestamp_sources", "dropped_images"):
+                if not isinstance(document.get(name, {}), dict):
+                    raise TypeError(f"{name}: {type(document[name]).__name__}")  # noqa: TRY301 - as of all of it
             lengths = dict(document["lengths"])
             record = cls(
                 slot=document["slot"],
@@ -123,7 +127,7 @@ class Record:
 
     def _problems(self, slot: int) -> Iterator[str]:
         """What no recorder would have written."""
-        if self.slot != slot:
+        if type(self.slot) is not int or self.slot != slot:
             yield f"it is of slot {self.slot}, expected slot {slot}"
         if not isinstance(self.uid, str) or not _UID.fullmatch(self.uid):
             yield f"uid {self.uid!r}"
@@ -149,5 +153,5 @@ class Record:
             yield f"status {self.status!r} with {self.num_steps} steps"
         elif self.outcome.step is not None and self.outcome.step not in range(self.num_steps):
             yield f"failure at step {self.outcome.step} of {self.num_steps}"
-        elif isinstance(self.outcome.step, bool):
+        elif type(self.outcome.step) not in (int, NoneType):
             yield f"failure at step {self.outcome.step}"
