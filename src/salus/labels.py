@@ -71,7 +71,10 @@ class Outcome:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Outcome:
-        """The outcome of a record; raises KeyError, TypeError or InvalidInputError where it is none."""
+        """The outcome of a record; raises KeyError, TypeError or ValueError where it is none."""
+        step = value["step"]
+        if step is not None and (type(step) is not int or not 0 <= step < 2**31):
+            raise ValueError(f"a failure at step {step!r}")
         return cls(value["result"], value["kind"], value["step"])
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import salus
 from salus import documents
-from salus.layout import ArraySpec, array_specs, claim_key, journal_key, recorded_arrays, record_key, schema_key
+from salus.layout import ArraySpec, array_specs, claim_key, journal_key, record_key, recorded_arrays, schema_key
 from salus.log.claims import read_claim
 from salus.log.entries import Entries, Entry
 from salus.log.records import Record

@@ -28,10 +28,28 @@ REGRESSIONS = Path(__file__).parent / "regressions"
 
 _POOL = 64
 _PATH_EVENTS = frozenset(
-    f"os.{call}" for call in ("listdir", "scandir", "mkdir", "remove", "rename", "rmdir", "link", "symlink", "truncate", "chmod")
+    f"os.{call}"
+    for call in ("listdir", "scandir", "mkdir", "remove", "rename", "rmdir", "link", "symlink", "truncate", "chmod")
 ) | {"open"}
-_FORBIDDEN = ("pickle.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "socket.bind", "shutil.rmtree")
-_OURS = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), "/proc/", "/sys/", "/dev/null", *filter(None, sys.path))
+_FORBIDDEN = (
+    "pickle.",
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "socket.connect",
+    "socket.bind",
+    "shutil.rmtree",
+)
+_OURS = (
+    sys.prefix,
+    sys.base_prefix,
+    str(Path(__file__).parents[2]),
+    "/proc/",
+    "/sys/",
+    "/dev/null",
+    *filter(None, sys.path),
+)
 
 
 @dataclass

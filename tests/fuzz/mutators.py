@@ -184,7 +184,17 @@ def other_value(value: Any, rng: random.Random) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             if isinstance(value, float) and abs(value) > 2.0**1000:  # infinite
                 return 1.0
-            return rng.choice((value + 1, value - 1, -value, value * 2, value // 2, float(value), str(value)[:50]))
+            return rng.choice(
+                (
+                    value + 1,
+                    value - 1,
+                    -value,
+                    value * 2,
+                    value // 2,
+                    float(value) if abs(value) < 2**1000 else 0.5,
+                    str(value)[:50],
+                )
+            )
         if isinstance(value, bool):
             return not value
     match rng.randrange(8):
@@ -228,7 +238,9 @@ def unsealed(body: bytes) -> Any:
     return value
 
 
-def json_mutator(seeds: Sequence[bytes], *, sealed: bool, more: Callable[[Any, random.Random], Any] | None = None) -> Mutator:
+def json_mutator(
+    seeds: Sequence[bytes], *, sealed: bool, more: Callable[[Any, random.Random], Any] | None = None
+) -> Mutator:
     """A mutator of JSON documents.
 
     Args:

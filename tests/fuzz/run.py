@@ -23,15 +23,15 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .examples import make_examples
-from .execution import Failure, Result, limit_memory, noted, run_range
+from .execution import REGRESSIONS, Failure, Result, limit_memory, noted, run_range
 from .targets import Target, all_targets
 
-CHUNK = 20_000
+CHUNK = 5_000
 LEAST = 0.02
 """Of all executions, what each target gets at least; the rest goes by weight."""
 HANGS_AFTER_S = 60
@@ -138,9 +138,7 @@ class Runner:
 def chunks_of(wanted: dict[str, int], done: dict[str, list[list[int]]]) -> Iterator[tuple[str, int, int]]:
     """The (target, first, count) that have not run, one target after another in turn."""
     chunks = [
-        (first, name, min(CHUNK, count - first))
-        for name, count in wanted.items()
-        for first in range(0, count, CHUNK)
+        (first, name, min(CHUNK, count - first)) for name, count in wanted.items() for first in range(0, count, CHUNK)
     ]
     for first, name, count in sorted(chunks):
         if [first, count] not in done.get(name, []):
@@ -159,18 +157,28 @@ def report(results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def fuzz(total: int, *, only: str | None = None, state: dict[str, Any] | None = None, folder: Path) -> dict[str, Result]:
+def replayed(targets: dict[str, Target], folder: Path) -> dict[str, list[str]]:
+    """What is wrong with the inputs that were found before, by file."""
+    found = {}
+    for path in sorted(REGRESSIONS.glob("*.bin")):
+        name = path.name.rpartition("-")[0]
+        if name in targets:
+            body = path.read_bytes()
+            same = {name: replace(targets[name], seeds=(body,), mutate=lambda data, _: data)}
+            ((_, _, _, result),) = Runner(same, folder, processes=1).run(iter([(name, 0, 1)]))
+            found[path.name] = [f"{failure.why}\n{failure.trace}" for failure in result.failures.values()]
+    return found
+
+
+def fuzz(targets: dict[str, Target], total: int, *, state: dict[str, Any] | None, folder: Path) -> dict[str, Result]:
     """Run `total` executions.
 
     Args:
-        total: Of all targets together, or of `only`.
-        only: One target.
+        targets: What is fuzzed.
+        total: Of all targets together.
         state: What ran before, and where it is kept: chunks and results by target.
-        folder: An empty directory, in memory where that is possible.
+        folder: The only one in which files may be opened.
     """
-    targets = all_targets(make_examples(folder), folder)
-    if only is not None:
-        targets = {only: targets[only]}
     results: dict[str, Result] = {name: Result() for name in targets}
     done: dict[str, list[list[int]]] = {name: [] for name in targets}
     if state is not None:
@@ -191,7 +199,11 @@ def fuzz(total: int, *, only: str | None = None, state: dict[str, Any] | None = 
 def version() -> str:
     """What is fuzzed: the content of the sources; executions of others do not count."""
     done = subprocess.run(
-        ["git", "rev-parse", "HEAD:src", "HEAD:tests/fuzz"], check=False, cwd=_ROOT, capture_output=True, text=True  # noqa: S607
+        ["git", "rev-parse", "HEAD:src", "HEAD:tests/fuzz"],
+        check=False,
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
     )
     return done.stdout.strip()
 
@@ -212,14 +224,22 @@ def main() -> None:
         state = kept.get("targets", {}) if kept.get("of") == version() else {}
     memory = Path("/dev/shm")  # noqa: S108 - faster than a disk
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="salus-fuzz-") as folder:
-        results = fuzz(arguments.executions, only=arguments.only, state=state, folder=Path(folder))
+        targets = all_targets(make_examples(Path(folder)), Path(folder))
+        if arguments.only is not None:
+            targets = {arguments.only: targets[arguments.only]}
+        regressions = replayed(targets, Path(folder))
+        results = fuzz(targets, arguments.executions, state=state, folder=Path(folder))
+    again = [f"{name}: {why}" for name, failed in regressions.items() for why in failed]
     failures = [failure for result in results.values() for failure in result.failures.values()]
     if arguments.json:
         numbers = {
-            name: {**vars(result), "failures": [f"{f.why}\n{f.trace}\n{f.data!r:.2000}" for f in result.failures.values()]}
+            name: {
+                **vars(result),
+                "failures": [f"{f.why}\n{f.trace}\n{f.data!r:.2000}" for f in result.failures.values()],
+            }
             for name, result in results.items()
         }
-        sys.stdout.write(json.dumps(numbers))
+        sys.stdout.write(json.dumps({**numbers, "regressions": regressions}))
         return
     sys.stdout.write(report(results) + "\n")
     if failures:
@@ -227,9 +247,13 @@ def main() -> None:
         for failure in failures:
             (_FOUND / failure.file_name).write_bytes(failure.data)
             sys.stderr.write(f"\n{failure.target}: {failure.why}\n{failure.trace}{_FOUND / failure.file_name}\n")
+    sys.stderr.writelines(f"\n{line}\n" for line in again)
+    if failures or again:
         sys.exit(1)
     total = sum(result.executions for result in results.values())
-    slowest, largest = (max(results, key=lambda name: getattr(results[name], what)) for what in ("worst_seconds", "memory"))
+    slowest, largest = (
+        max(results, key=lambda name: getattr(results[name], what)) for what in ("worst_seconds", "memory")
+    )
     sys.stdout.write(
         f"{total:,} executions of {len(results)} targets, {time.monotonic() - began:.0f} s: typed errors only, nothing "
         f"outside of the root opened; the worst took {results[slowest].worst_seconds:.2f} s ({slowest}) and "

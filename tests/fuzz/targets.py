@@ -26,7 +26,7 @@ from numcodecs import zstd
 import salus
 from salus import documents, zarr_codecs
 from salus.cli.terminal import plain
-from salus.codecs import crc32c, decode_chunk, decode_chunks, declared_size
+from salus.codecs import crc32c, declared_size, decode_chunk, decode_chunks
 from salus.dataset import Dataset
 from salus.errors import CorruptDataError, SalusError
 from salus.layout import (
@@ -143,12 +143,13 @@ def _documents(examples: Examples) -> list[Target]:
     def bare(body: bytes) -> None:
         check_metadata(documents.parse(body, key="key"))
 
+    metadata = [to_text(unsealed(body)["metadata"]) for body in examples.sealed("log")]
     plain_json = [to_text(unsealed(body)) for body in sealed]
     return [
-        _of_documents("documents", sealed, unseal, weight=3),
-        Target("json", tuple(plain_json), mutate_bytes, bare, weight=4),
-        _of_documents("metadata", [to_text(unsealed(b)["metadata"]) for b in examples.sealed("log")], bare, sealed=False),
-        _of_documents("schema", examples.sealed("schema"), partial(_run_schema, examples), weight=2),
+        _of_documents("documents", sealed, unseal),
+        Target("json", tuple(plain_json), mutate_bytes, bare, weight=6),
+        _of_documents("metadata", metadata, bare, sealed=False, weight=3),
+        _of_documents("schema", examples.sealed("schema"), partial(_run_schema, examples), weight=0),
     ]
 
 
@@ -167,7 +168,9 @@ def _run_schema(examples: Examples, body: bytes) -> None:
     schema.step_bytes_of(STEP)
     repr(schema)
     _ = [plain(feature.coding) for feature in schema.features.values()]
-    if document.get("write_id") == WRITE_ID and crc32c(body) % 64 == 0:  # zarr-python makes it, which takes milliseconds
+    if (
+        document.get("write_id") == WRITE_ID and crc32c(body) % 64 == 0
+    ):  # zarr-python makes it, which takes milliseconds
         for spec in array_specs(schema).values():
             metadata_bytes(array_metadata(spec, 1, 1))
 
@@ -184,9 +187,9 @@ def _use_specs(specs: Sequence[ArraySpec]) -> None:
 
 def _log(examples: Examples) -> list[Target]:
     return [
-        _of_documents("record", examples.sealed("log"), partial(_run_record, examples), weight=2),
-        _of_documents("claim", examples.sealed("claims"), partial(_run_claim, examples), weight=3),
-        _of_documents("amendment", _amendments(examples), partial(_run_amendment, examples), weight=3),
+        _of_documents("record", examples.sealed("log"), partial(_run_record, examples), weight=0),
+        _of_documents("claim", examples.sealed("claims"), partial(_run_claim, examples)),
+        _of_documents("amendment", _amendments(examples), partial(_run_amendment, examples), weight=0),
     ]
 
 
@@ -230,7 +233,15 @@ def _run_claim(examples: Examples, body: bytes) -> None:
     for episode in find_unfinished(storage, Snapshot()):
         json.dumps(episode.to_json())
         plain(episode.host)
-    Record.from_bytes(Record(slot, claim.uid, "aborted", started_ns=claim.time_ns, reason="recover").to_bytes(), slot)
+    _check_readable(Record(slot, claim.uid, "aborted", started_ns=claim.time_ns, reason="recover"))
+
+
+def _check_readable(record: Record) -> None:
+    """What recovering would write has to be what a reader takes."""
+    try:
+        Record.from_bytes(record.to_bytes(), record.slot)
+    except SalusError as error:
+        raise AssertionError(f"no reader takes the record that would be written: {error}") from error
 
 
 def _amendments(examples: Examples) -> list[bytes]:
@@ -249,7 +260,9 @@ def _sealed(document: dict[str, Any]) -> bytes:
 
 
 def _run_amendment(examples: Examples, body: bytes) -> None:
-    _use_snapshot(load(Objects({"_salus/amendments/0000000000.json": body}), _without_amendments(examples)), stored=False)
+    _use_snapshot(
+        load(Objects({"_salus/amendments/0000000000.json": body}), _without_amendments(examples)), stored=False
+    )
 
 
 def _without_amendments(examples: Examples) -> Snapshot:
@@ -271,12 +284,21 @@ def _tables(examples: Examples) -> list[Target]:
         _use_snapshot(read_tag(Objects({**kept, f"_salus/tags/{TAG}.json": body}), TAG))
 
     return [
-        _of_documents("checkpoint", [checkpoint, many_rows(200)], run_checkpoint, more=_other_rows),
-        _of_documents("tag", [tag, first_form_tag(examples.snapshot)], run_tag, more=_other_rows),
+        _of_documents("checkpoint", [checkpoint, many_rows(200)], run_checkpoint, weight=0, more=_other_rows),
+        _of_documents("tag", [tag, first_form_tag(examples.snapshot)], run_tag, weight=0, more=_other_rows),
     ]
 
 
-_WIDTHS = {"slot": 8, "uid": 16, "digest": 32, "started_ns": 8, "ended_ns": 8, "status": 1, "result": 1, "shard_size": 8}
+_WIDTHS = {
+    "slot": 8,
+    "uid": 16,
+    "digest": 32,
+    "started_ns": 8,
+    "ended_ns": 8,
+    "status": 1,
+    "result": 1,
+    "shard_size": 8,
+}
 
 
 def _other_rows(document: Any, rng: random.Random) -> Any:
@@ -364,7 +386,7 @@ def _statistics(examples: Examples) -> list[Target]:
         _use_feature_statistics(more)
 
     return [
-        _of_documents("statistics", seeds, run, sealed=False, weight=2),
+        _of_documents("statistics", seeds, run, sealed=False),
         *_sketches(examples, members),
     ]
 
@@ -411,9 +433,9 @@ def _sketches(examples: Examples, members: list[dict[str, Any]]) -> list[Target]
 
     floats, doubles = (*of("states", "flags"), *_kll(big)), (*of("count"), *_kll(wide))
     return [
-        Target("sketch.float", floats, mutate_bytes, partial(run_sketch, np.dtype(np.float32)), 3),
-        Target("sketch.double", doubles, mutate_bytes, partial(run_sketch, np.dtype(np.float64)), 3),
-        Target("histogram", histograms, mutate_packed, run_histogram, 2),
+        Target("sketch.float", floats, mutate_bytes, partial(run_sketch, np.dtype(np.float32)), 6),
+        Target("sketch.double", doubles, mutate_bytes, partial(run_sketch, np.dtype(np.float64)), 6),
+        Target("histogram", histograms, mutate_packed, run_histogram, 3),
     ]
 
 
@@ -424,13 +446,13 @@ def _kll(sketches: Sketches) -> list[bytes]:
 # --- shards ------------------------------------------------------------------------------------------------------
 
 _SHARDS = {  # by array: the kind of codec, and the weight
-    "camera": ("zstd-images", 2),
-    "wrist": ("jpeg", 2),
-    "thermal": ("jpeg-gray", 2),
+    "camera": ("zstd-images", 1),
+    "wrist": ("jpeg", 1),
+    "thermal": ("jpeg-gray", 1),
     "states": ("zstd", 2),
     "flags": ("bool", 1),
     "timestamp_ns": ("stamps", 1),
-    "say": ("text", 2),
+    "say": ("text", 1),
     "lidar": ("blosc", 0),
     "zipped": ("gzip", 0),
 }
@@ -478,7 +500,9 @@ def _mutate_shard(spec: ArraySpec, data: bytes, rng: random.Random) -> bytes:
 
 def _mutate_chunk(spec: ArraySpec, packed: bytes, rng: random.Random) -> bytes:
     if spec.codec == "jpeg" and rng.random() < 0.6:  # the headers, where the sizes are
-        return mutate_bytes(packed[:24], rng, times=1) + packed[24:] if rng.random() < 0.2 else _mutate_marker(packed, rng)
+        return (
+            mutate_bytes(packed[:24], rng, times=1) + packed[24:] if rng.random() < 0.2 else _mutate_marker(packed, rng)
+        )
     return mutate_packed(packed, rng) if spec.codec == "zstd" else mutate_bytes(packed, rng)
 
 
@@ -518,10 +542,11 @@ def _expected(body: bytes) -> Any:
 
 def _zarr_codecs(examples: Examples) -> Target:
     """Codecs that a schema names itself: configurations, and the chunk that they are to decode."""
-    seeds = [
-        to_text({"chain": json.loads(examples.specs[name].chain), "chunk": examples.shards(name)[0][:40].hex()})
-        for name in ("lidar", "zipped")
-    ]
+    seeds = []
+    for name in ("lidar", "zipped"):
+        spec = examples.specs[name]
+        chunk = ShardReader(InMemory(examples.shards(name)[0]), spec).chunk(0)[:-4]
+        seeds.append(to_text({"chain": json.loads(spec.chain), "chunk": chunk.hex()}))
     seeds.append(to_text({"chain": [{"name": "imagecodecs_jpeg", "configuration": {"level": 9}}], "chunk": ""}))
 
     def run(body: bytes) -> None:
@@ -584,7 +609,7 @@ def _plain_zarr(examples: Examples, folder: Path) -> Target:
         salus.open(path)
 
     seeds = [to_text(index_metadata("episode_length", 3)), to_text(json.loads(examples.objects["zarr.json"]))]
-    return _of_documents("zarr.json", seeds, run, sealed=False)
+    return _of_documents("zarr.json", seeds, run, sealed=False, weight=0)
 
 
 def _names() -> Target:
@@ -599,7 +624,7 @@ def _names() -> Target:
         checked.get(salus.layout.tag_key(name))
 
     seeds = (b"0000000001.json", b"0", b"12", b"v1", b"final-2.1")
-    return Target("names", seeds, mutate_bytes, run, weight=3)
+    return Target("names", seeds, mutate_bytes, run, weight=4)
 
 
 # --- the journal -------------------------------------------------------------------------------------------------
@@ -629,10 +654,9 @@ def _journal(examples: Examples) -> Target:
         _ = found.lost_steps
         if not found.lengths[STEP]:
             raise CorruptDataError("no step is whole")
-        record = _salvaged(journal, found, statistics)
-        Record.from_bytes(record.to_bytes(), slot)
+        _check_readable(_salvaged(journal, found, statistics))
 
-    return Target("journal", (examples.journal,), tolerant(_mutate_journal, (examples.journal,)), run)
+    return Target("journal", (examples.journal,), tolerant(_mutate_journal, (examples.journal,)), run, weight=0)
 
 
 def _salvaged(journal: Any, found: Found, statistics: Any) -> Record:
@@ -678,7 +702,11 @@ def _mutate_journal(data: bytes, rng: random.Random) -> bytes:
             case 5:
                 kind = rng.choice(("outcome", "metadata"))
                 content = {"outcome": {"result": "failure", "kind": "drop", "step": 3}, "metadata": {"task": "x"}}[kind]
-                note = mutate_json({"type": kind, kind: content}, rng) if rng.random() < 0.8 else {"type": kind, kind: content}
+                note = (
+                    mutate_json({"type": kind, kind: content}, rng)
+                    if rng.random() < 0.8
+                    else {"type": kind, kind: content}
+                )
                 payloads.insert(number + 1, to_text(note) + b"\n")
             case _:
                 payloads[number] = to_text(mutate_json(json.loads(line), rng)) + b"\n" + rows
@@ -720,4 +748,4 @@ def _terminal() -> Target:
         shown.encode()
 
     seeds = ("stack \x1b[2J \x07 ü \u202e [red]x[/red]\r\n".encode(), b"\xed\xa0\x80\xff", b"plain")
-    return Target("terminal", seeds, mutate_bytes, run, weight=3)
+    return Target("terminal", seeds, mutate_bytes, run, weight=4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import NoneType
 from typing import Any, Literal, get_args
 
 from .. import documents
@@ -18,6 +17,11 @@ from ..shards import ShardInfo
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Status = Literal["committed", "salvaged", "aborted"]
+
+
+def is_uid(value: Any) -> bool:
+    """Whether it has the form of an episode's uid."""
+    return isinstance(value, str) and _UID.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Record:
         try:
             for name in ("lengths", "timestamp_sources", "dropped_images"):
                 if not isinstance(document.get(name, {}), dict):
-                    raise TypeError(f"{name}: {type(document[name]).__name__}")  # noqa: TRY301 - as of all of it
+                    raise TypeError(f"{name}: {type(document[name]).__name__}")
             lengths = dict(document["lengths"])
             record = cls(
                 slot=document["slot"],
@@ -129,7 +133,7 @@ class Record:
         """What no recorder would have written."""
         if type(self.slot) is not int or self.slot != slot:
             yield f"it is of slot {self.slot}, expected slot {slot}"
-        if not isinstance(self.uid, str) or not _UID.fullmatch(self.uid):
+        if not is_uid(self.uid):
             yield f"uid {self.uid!r}"
         for source in (self.timestamp_source, *self.clock_sources.values()):
             if not isinstance(source, str) or not source:
@@ -153,5 +157,3 @@ class Record:
             yield f"status {self.status!r} with {self.num_steps} steps"
         elif self.outcome.step is not None and self.outcome.step not in range(self.num_steps):
             yield f"failure at step {self.outcome.step} of {self.num_steps}"
-        elif type(self.outcome.step) not in (int, NoneType):
-            yield f"failure at step {self.outcome.step}"
