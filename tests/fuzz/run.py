@@ -10,13 +10,13 @@ may are put into torture.tmp/fuzzing/: mend the fault, and move them to tests/fu
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import mmap
 import os
 import pickle
 import select
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -46,8 +46,10 @@ def plan(targets: dict[str, Target], total: int) -> dict[str, int]:
     """How many executions each target gets; `total` in all, or a few more."""
     least = min(int(total * LEAST), total // len(targets))
     weights = sum(target.weight for target in targets.values())
+    if not weights:
+        return dict.fromkeys(targets, -(-total // len(targets)))
     rest = total - least * len(targets)
-    return {name: least + -(-rest * target.weight // (weights or 1)) for name, target in targets.items()}
+    return {name: least + -(-rest * target.weight // weights) for name, target in targets.items()}
 
 
 @dataclass
@@ -188,8 +190,10 @@ def fuzz(targets: dict[str, Target], total: int, *, state: dict[str, Any] | None
     runner = Runner(targets, folder, processes=os.cpu_count() or 1)
     for name, first, count, result in runner.run(chunks_of(plan(targets, total), done)):
         results[name].add(result)
+        if result.failures:
+            continue
         done[name].append([first, count])
-        if state is not None and not result.failures:
+        if state is not None:
             numbers = {key: value for key, value in vars(results[name]).items() if key != "failures"}
             state[name] = {"result": numbers, "chunks": done[name]}
             _STATE.write_text(json.dumps({"of": version(), "targets": state}))
@@ -197,15 +201,11 @@ def fuzz(targets: dict[str, Target], total: int, *, state: dict[str, Any] | None
 
 
 def version() -> str:
-    """What is fuzzed: the content of the sources; executions of others do not count."""
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD:src", "HEAD:tests/fuzz"],
-        check=False,
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip()
+    """What is fuzzed, and how: the content of the sources. Executions of others do not count."""
+    sha = hashlib.sha256()
+    for file in sorted([*(_ROOT / "src" / "salus").rglob("*.py"), *Path(__file__).parent.glob("*.py")]):
+        sha.update(file.read_bytes())
+    return sha.hexdigest()
 
 
 def main() -> None:
