@@ -20,7 +20,7 @@ from typing import Any
 from salus.errors import SalusError
 
 from .examples import OutsideRootError
-from .targets import Target
+from .target import Target
 
 MAX_SECONDS = 2.0
 MAX_MEMORY = 512 * 2**20

@@ -29,7 +29,8 @@ from typing import Any
 
 from .examples import make_examples
 from .execution import REGRESSIONS, Failure, Result, limit_memory, noted, run_range
-from .targets import Target, all_targets
+from .target import Target
+from .targets import all_targets
 
 CHUNK = 5_000
 LEAST = 0.02

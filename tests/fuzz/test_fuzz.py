@@ -23,7 +23,8 @@ from .examples import OutsideRootError, checked, make_examples
 from .execution import MAX_SECONDS, REGRESSIONS, execute, note, noted, run_range
 from .mutators import seal, to_text, unsealed
 from .run import Runner, chunks_of, plan
-from .targets import Target, all_targets
+from .target import Target
+from .targets import all_targets
 
 EXECUTIONS = 40_000
 NAMES = (
