@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what has run already")
     parser.add_argument("--json", action="store_true", help="for tests/fuzz/test_fuzz.py; keeps nothing")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the children are ended, too
     began = time.monotonic()
     state: dict[str, Any] | None = None
     if not arguments.json:
