@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 from typing import Any, NoReturn
 
 from .errors import CorruptDataError, InvalidInputError
 
 MAX_BYTES = 256 * 2**20
+MAX_DEPTH = 64
 
 _DIGEST = b',"digest":"sha256:%b"}'
 _DIGEST_SIZE = len(_DIGEST) - len(b"%b") + 64
@@ -23,11 +25,13 @@ def seal(document: dict[str, Any]) -> bytes:
     """`document` as canonical JSON, with a fresh `write_id`, ending in the sha256 `digest` of what is before it.
 
     Raises:
-        InvalidInputError: It is larger than readers accept.
+        InvalidInputError: It is larger, or nested deeper, than readers accept.
     """
     content = {key: value for key, value in document.items() if key != "digest"}
     content["write_id"] = secrets.token_hex(16)
     body = canonical(content)[:-1]
+    if _is_deep(body, content):
+        raise InvalidInputError(f"document nested deeper than {MAX_DEPTH} levels: no reader would take it")
     if len(body) + _DIGEST_SIZE > MAX_BYTES:
         raise InvalidInputError(f"document of {len(body)} bytes, expected at most {MAX_BYTES}: no reader would take it")
     return body + _DIGEST % hashlib.sha256(body).hexdigest().encode()
@@ -60,7 +64,7 @@ def canonical(value: Any) -> bytes:
 
 
 def parse(body: bytes, *, key: str) -> dict[str, Any]:
-    """Parse untrusted JSON: one object, of bounded size and depth, without duplicate keys or NaN.
+    """Parse untrusted JSON: one object, of bounded size and depth, without duplicate keys, NaN or infinity.
 
     Raises:
         CorruptDataError: Anything else. Names `key`.
@@ -68,9 +72,13 @@ def parse(body: bytes, *, key: str) -> dict[str, Any]:
     if len(body) > MAX_BYTES:
         raise CorruptDataError(f"JSON of {len(body)} bytes, expected at most {MAX_BYTES}; {key}")
     try:
-        document = json.loads(body, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+        document = json.loads(
+            body, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:  # RecursionError: the parser's own cap on depth
         raise CorruptDataError(f"not valid JSON: {error}; {key}") from error
+    if _is_deep(body, document):
+        raise CorruptDataError(f"JSON nested deeper than {MAX_DEPTH} levels; {key}")
     if not isinstance(document, dict):
         raise CorruptDataError(f"JSON {type(document).__name__}, expected an object; {key}")
     return document
@@ -85,3 +93,23 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is more than a float64 holds")
+    return number
+
+
+def _is_deep(body: bytes, value: Any) -> bool:
+    """Whether `value`, of which `body` is the JSON text, has more levels than MAX_DEPTH."""
+    if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [item for items in inside for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True

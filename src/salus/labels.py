@@ -34,6 +34,8 @@ class Outcome:
         if self.result not in get_args(Result):
             expected = ", ".join(map(repr, get_args(Result)))
             raise InvalidInputError(f"outcome: got {self.result!r}, expected one of {expected}")
+        if self.kind is not None and not isinstance(self.kind, str):
+            raise InvalidInputError(f"outcome: got a kind of failure {self.kind!r}, expected text")
         if isinstance(self.step, np.integer):
             object.__setattr__(self, "step", int(self.step))
         if self.result != "failure" and (self.kind is not None or self.step is not None):
@@ -69,7 +71,10 @@ class Outcome:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Outcome:
-        """The outcome of a record; raises KeyError, TypeError or InvalidInputError where it is none."""
+        """The outcome of a record; raises KeyError, TypeError or ValueError where it is none."""
+        step = value["step"]
+        if step is not None and (type(step) is not int or not 0 <= step < 2**31):
+            raise ValueError(f"a failure at step {step!r}")
         return cls(value["result"], value["kind"], value["step"])
 
 

@@ -182,5 +182,9 @@ def _plain_zarr(storage: LocalStorage) -> str | None:
             except CorruptDataError:
                 continue
         if metadata.get("node_type") == "array":
-            found.append(f"{name} {metadata.get('data_type')} {tuple(metadata.get('shape', ()))}")
+            found.append(f"{name} {metadata.get('data_type')} {_shape(metadata.get('shape'))}")
     return "; ".join(found) or "no arrays"
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

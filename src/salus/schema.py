@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -31,6 +32,7 @@ COLORS = {"rgb": 3, "bgr": 3, "gray": 1}
 MAX_STEP_BYTES = 2**30
 MAX_CODECS = 16
 MAX_CLOCKS = 64
+MAX_FEATURES = 4096
 MAX_SEGMENT_STEPS = 65536
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
@@ -295,6 +297,9 @@ class Schema:
     def _problems(self) -> Iterable[str]:
         if not self.features:
             yield "features: got none, expected at least one"
+        if len(self.features) > MAX_FEATURES:
+            yield f"features: got {len(self.features)}, expected at most {MAX_FEATURES}"
+            return
         for name, feature in self.features.items():
             yield from _name_problems(name)
             if not isinstance(feature, Feature):
@@ -310,8 +315,9 @@ class Schema:
         if not _is_rate(self.rate_hz):
             yield f"rate_hz: got {self.rate_hz!r}, expected a number above 0"
         yield from self._clock_problems()
+        times = Counter(kind for kind in self.failure_kinds if isinstance(kind, str))
         for kind in self.failure_kinds:
-            if not isinstance(kind, str) or not _KIND.fullmatch(kind) or self.failure_kinds.count(kind) > 1:
+            if not isinstance(kind, str) or not _KIND.fullmatch(kind) or times[kind] > 1:
                 yield f"failure_kinds: got {kind!r}, expected distinct words"
         if (
             isinstance(self.segment_steps, bool)
@@ -323,6 +329,7 @@ class Schema:
     def _clock_problems(self) -> Iterable[str]:
         if len(self.clocks) > MAX_CLOCKS:
             yield f"clocks: got {len(self.clocks)}, expected at most {MAX_CLOCKS}"
+            return
         recorded = {name: feature for name, feature in self.features.items() if isinstance(feature, Feature)}
         used = {feature.clock for feature in recorded.values()}
         for name, rate in self.clocks.items():
@@ -364,7 +371,7 @@ class Schema:
     def segment_steps_of(self, clock: str) -> int:
         """Steps per shard file of a clock: a multiple of `segment_steps` that takes about as long as a segment does."""
         most = MAX_SEGMENT_STEPS // self.segment_steps
-        return self.segment_steps * min(max(1, round(self.rate_of(clock) / self.rate_hz)), most)
+        return self.segment_steps * max(1, round(min(self.rate_of(clock) / self.rate_hz, most)))
 
     @property
     def recorded(self) -> dict[str, Feature]:
@@ -528,7 +535,7 @@ def _as_tuple(value: Any, what: str) -> tuple[Any, ...]:
 
 
 def _is_range(values: tuple[Any, ...]) -> bool:
-    numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    numbers = [value for value in values if isinstance(value, int | float) and abs(value) < math.inf]
     return len(numbers) == len(values) == 2 and numbers[0] < numbers[1]
 
 

@@ -50,7 +50,10 @@ class ShardInfo:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ShardInfo:
         """From a record; raises KeyError or TypeError where it is none."""
-        return cls(value["key"], value["size"], value["crc32c"], value["sha256"])
+        made = cls(value["key"], value["size"], value["crc32c"], value["sha256"])
+        if [type(item) for item in vars(made).values()] != [str, int, int, str]:
+            raise TypeError(f"a shard of {vars(made)}")
+        return made
 
 
 class ShardWriter:

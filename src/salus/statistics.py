@@ -203,7 +203,9 @@ class FeatureStatistics:
         for component in range(rows.shape[1]):
             values = rows[:, component]
             self._values.add(component, values if everything else values[finite[:, component]])
-        self._apart = self._apart.merged(_of_rows(rows.astype(np.float64), finite))
+        with np.errstate(invalid="ignore"):  # a signalling NaN, which is left out as the others are
+            wide = rows.astype(np.float64)
+        self._apart = self._apart.merged(_of_rows(wide, finite))
 
     def merge(self, other: Self) -> None:
         """Take in the statistics of other steps of the same feature."""

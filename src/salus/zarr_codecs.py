@@ -152,6 +152,7 @@ def decode(spec: ArraySpec, packed: memoryview, out: np.ndarray) -> None:
     chain = _chain(spec)
     data: Any = default_buffer_prototype().buffer.from_bytes(bytes(packed))
     for codec, chunk in reversed(chain):
+        _check_blosc(spec, codec, data)
         try:
             data = _run(codec, "decode", data, chunk)
         except Exception as error:  # codecs of others raise whatever they like
@@ -196,6 +197,14 @@ def _codec(document: dict[str, Any]) -> Any:
 
 def _name(codec: Any) -> str:
     return repr(codec.to_dict().get("name", type(codec).__name__))
+
+
+def _check_blosc(spec: ArraySpec, codec: Any, data: Any) -> None:
+    """Raise CorruptDataError where a blosc header declares far more than a chunk: it allocates what it is told to."""
+    if str(codec.to_dict().get("name")).endswith("blosc"):
+        declared, most = int.from_bytes(data.to_bytes()[4:8], "little"), 2 * spec.chunk_bytes + 2**16
+        if declared > most:
+            raise CorruptDataError(f"codec 'blosc': chunk declares {declared} bytes, expected at most {most}")
 
 
 def _run(codec: Any, direction: str, data: Any, chunk: ChunkSpec) -> Any:

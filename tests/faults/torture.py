@@ -31,6 +31,7 @@ class Trial(NamedTuple):
         name: Short.
         promise: What it tries to break.
         module: Run as `python -m` with the figures as arguments; its last line says what it did.
+        package: Where it is, below `tests`.
         figures: What is asked for.
         joined: What stands between them.
         seeds: Of what is drawn, said from the figures; "" where nothing is drawn.
@@ -41,6 +42,7 @@ class Trial(NamedTuple):
     module: str
     figures: tuple[int, ...]
     joined: str = " + "
+    package: str = "faults"
     seeds: Callable[[list[int]], str] = lambda _: ""
 
 
@@ -122,6 +124,16 @@ TRIALS = (
         seeds=lambda _: "seed 0",
     ),
     Trial(
+        "fuzzing",
+        "Documents, tables, shards, journals and codecs with what no writer writes, their checksums made to hold: "
+        "everything that reads them raises typed errors only, takes under 2 s and 512 MB, and opens nothing outside of "
+        "the dataset",
+        "run",
+        (10_000_000,),
+        package="fuzz",
+        seeds=lambda _: "seed 0 and on, of each target",
+    ),
+    Trial(
         "soak",
         "Minutes of recording, amending, publishing and reading by two processes that live on, while writers beside "
         "them are killed and what they left is recovered: nothing is lost, and neither memory nor descriptors grow",
@@ -135,7 +147,7 @@ TRIALS = (
 def run(trial: Trial, share: float) -> dict[str, Any]:
     """Run one trial at a share of its figures."""
     figures = [max(1, round(figure * share)) for figure in trial.figures]
-    command = [sys.executable, "-W", "ignore", "-m", f"tests.faults.{trial.module}", *map(str, figures)]
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.{trial.package}.{trial.module}", *map(str, figures)]
     tested, began = commit(), time.monotonic()
     done = subprocess.run(command, check=False, cwd=_ROOT, capture_output=True, text=True)
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
@@ -199,7 +211,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             if result.get("seeds"):
                 where.append(result["seeds"])
             lines.append(f"{', '.join(where)}, {result['seconds']:,} s: {result['said']}.")
-        lines.append(f"The test: `tests/faults/{trial.module}.py`.")
+        lines.append(f"The test: `tests/{trial.package}/{trial.module}.py`.")
     return "\n".join(lines) + "\n"
 
 

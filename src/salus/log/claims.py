@@ -14,6 +14,7 @@ from .. import documents
 from ..errors import AlreadyExistsError, CorruptDataError, SalusError
 from ..layout import PRIVATE, SLOTS_PER_FOLDER, claim_key, number_in
 from ..storage import Storage
+from .records import is_uid
 
 
 def claim_slot(storage: Storage, uid: str, *, hint: int = 0) -> int:
@@ -110,7 +111,8 @@ def read_claim(storage: Storage, slot: int) -> Claim | None:
     document = documents.unseal(body, key=key)
     texts = [document.get(name) for name in ("uid", "host", "boot_id")]
     numbers = [document.get(name) for name in ("pid", "process_start", "time_ns")]
-    if not all(isinstance(value, str) for value in texts) or not all(type(value) is int for value in numbers):
+    sound = all(isinstance(value, str) for value in texts) and is_uid(texts[0])
+    if not sound or not all(type(value) is int and 0 <= value < 2**63 for value in numbers):
         raise CorruptDataError(f"claim: not understood; {key}")
     claim = Claim(slot, *texts, *numbers)  # type: ignore[arg-type]  # just looked at
     return replace(claim, has_journal=document.get("journal") is not False)
@@ -164,7 +166,7 @@ def _boot_id() -> str:
 def _pid_is_taken(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # OverflowError: no system has so many
         return False
     except PermissionError:
         return True  # another user's

@@ -22,6 +22,7 @@ from .records import Record
 MAX_OPEN_SLOTS = 10**6
 KEPT_ENTRIES = 2**14
 MAX_TABLE_BYTES = 4 * documents.MAX_BYTES
+_FREE_BYTES, _MAX_RATIO = 2**25, 64  # a table takes at most so much memory, and so many times what is stored of it
 
 _STATUSES = ("committed", "salvaged", "aborted", "corrupt")
 _RESULTS = ("unknown", "success", "failure")
@@ -412,6 +413,9 @@ class Entries(Sequence[Entry]):
             num_rows, texts = value["num_rows"], tuple(value["texts"])
             if type(num_rows) is not int or not 0 <= num_rows <= MAX_TABLE_BYTES // _ROW.itemsize:
                 raise ValueError(f"{num_rows} rows")
+            stored = sum(len(value["columns"][name]) for name in _COLUMNS)
+            if num_rows * _ROW.itemsize > _FREE_BYTES + _MAX_RATIO * stored:
+                raise ValueError(f"{num_rows} rows in {stored} bytes")
             rows = np.zeros(num_rows, _ROW)
             for name in _COLUMNS:
                 rows[name] = _unpacked(value["columns"][name], _ROW[name], num_rows)
@@ -466,11 +470,9 @@ def _clocks_from(columns: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
     ends = np.cumsum(rows["num_clocks"], dtype="<i8")
     rows["first_clock"] = ends - rows["num_clocks"]
     count = int(ends[-1]) if len(rows) else 0
-    clocks = np.empty(count, _CLOCK) if count <= MAX_TABLE_BYTES // _CLOCK.itemsize else None
-    if clocks is None:
-        raise ValueError(f"{count} lengths of clocks")
-    for name, column in zip(_CLOCK.names or (), _CLOCKS[1:], strict=True):
-        clocks[name] = _unpacked(columns[column], _CLOCK[name], count)
+    names, lengths = (_unpacked(columns[column], np.dtype("<i4"), count) for column in _CLOCKS[1:])
+    clocks = np.empty(count, _CLOCK)
+    clocks["name"], clocks["length"] = names, lengths
     return clocks
 
 
@@ -510,7 +512,8 @@ def _unpacked(text: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
         return np.empty(0, dtype)
     packed = base64.b64decode(text, validate=True)
     declared = declared_size(packed)
-    if declared != count * dtype.itemsize or declared > MAX_TABLE_BYTES:  # before anything is allocated
+    most = min(MAX_TABLE_BYTES, _FREE_BYTES + _MAX_RATIO * len(packed))
+    if declared != count * dtype.itemsize or declared > most:  # before anything is allocated
         raise ValueError(f"a column of {declared} bytes, expected {count} × {dtype.itemsize}")
     return np.frombuffer(zstd.decompress(packed), dtype, count)
 

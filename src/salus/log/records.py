@@ -19,6 +19,11 @@ _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 Status = Literal["committed", "salvaged", "aborted"]
 
 
+def is_uid(value: Any) -> bool:
+    """Whether it has the form of an episode's uid."""
+    return isinstance(value, str) and _UID.fullmatch(value) is not None
+
+
 @dataclass(frozen=True)
 class Record:
     """What is known of a decided slot.
@@ -94,6 +99,9 @@ class Record:
         key = record_key(slot)
         document = documents.unseal(body, key=key)
         try:
+            for name in ("lengths", "timestamp_sources", "dropped_images"):
+                if not isinstance(document.get(name, {}), dict):
+                    raise TypeError(f"{name}: {type(document[name]).__name__}")
             lengths = dict(document["lengths"])
             record = cls(
                 slot=document["slot"],
@@ -123,9 +131,9 @@ class Record:
 
     def _problems(self, slot: int) -> Iterator[str]:
         """What no recorder would have written."""
-        if self.slot != slot:
+        if type(self.slot) is not int or self.slot != slot:
             yield f"it is of slot {self.slot}, expected slot {slot}"
-        if not isinstance(self.uid, str) or not _UID.fullmatch(self.uid):
+        if not is_uid(self.uid):
             yield f"uid {self.uid!r}"
         for source in (self.timestamp_source, *self.clock_sources.values()):
             if not isinstance(source, str) or not source:
@@ -149,5 +157,3 @@ class Record:
             yield f"status {self.status!r} with {self.num_steps} steps"
         elif self.outcome.step is not None and self.outcome.step not in range(self.num_steps):
             yield f"failure at step {self.outcome.step} of {self.num_steps}"
-        elif isinstance(self.outcome.step, bool):
-            yield f"failure at step {self.outcome.step}"

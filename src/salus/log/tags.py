@@ -60,8 +60,8 @@ def _read_first_form(storage: Storage, document: dict[str, Any], key: str) -> Sn
             entries.append(entry)
         entries += [Entry.corrupt(slot) for slot in document.get("corrupt_slots", [])]
         amendments = tuple(Amendment.from_json(value, key=key) for value in document["amendments"])
-        return Snapshot(Entries.of(entries), amendments)
-    except (KeyError, TypeError, ValueError) as error:
+        return Snapshot(Entries.from_json(Entries.of(entries).to_json(), key=key), amendments)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CorruptDataError(f"tag: not understood: {error!r}; {key}") from error
 
 

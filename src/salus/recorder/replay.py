@@ -19,6 +19,7 @@ from ..codecs import crc32c, decode_chunk
 from ..errors import CorruptDataError
 from ..labels import Outcome
 from ..layout import ArraySpec, journal_key
+from ..log.records import is_uid
 from ..metadata import check_metadata
 from ..schema import STEP
 from ..shards import ShardInfo, ShardReader
@@ -125,7 +126,7 @@ def read_start(path: Path) -> dict[str, Any] | None:
         return None
     start = frame.document
     numbers = [start.get(name) for name in ("slot", "schema_revision", "started_ns")]
-    sound = isinstance(start.get("uid"), str) and all(type(n) is int and n >= 0 for n in numbers)
+    sound = is_uid(start.get("uid")) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
     if start.get("type") != "start" or not sound or not isinstance(start.get("metadata"), dict):
         raise CorruptDataError(f"journal: its first frame is not understood; {path}")
     return start
@@ -173,6 +174,8 @@ def _add(slot: int, clock: Clock, frame: Frame) -> None:
     if clock.finished and clock.last_count != segment_steps:
         raise ValueError("steps after the last segment")
     source, dropped = str(document["timestamp_source"]), dict(document.get("dropped_images", {}))
+    if not source or not all(isinstance(n, str) and type(k) is int and 0 <= k < 2**31 for n, k in dropped.items()):
+        raise ValueError(f"stamps of {source!r}, dropped images {dropped}")
     if document["type"] == "segment":
         shards = [ShardInfo.from_json(value) for value in document["shards"]]
         expected = {spec.shard_key(slot, number) for spec in specs.values()}

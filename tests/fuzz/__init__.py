@@ -1,0 +1,1 @@
+"""T9: fuzzing of everything that reads bytes out of a dataset."""
