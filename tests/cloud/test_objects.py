@@ -107,6 +107,14 @@ def test_plain_zarr_reads_what_was_published_into_a_bucket(server: servers.Serve
     np.testing.assert_array_equal(group["images"][1, 30], original[1]["images"][30])
 
 
+def test_plain_zarr_reads_a_bucket_through_fsspec(s3: servers.Server, original: salus.Dataset) -> None:
+    url, options = upload(original, s3), s3.options
+    client = {"endpoint_url": options["endpoint"], "region_name": options["region"]}
+    named = {"key": options["access_key_id"], "secret": options["secret_access_key"], "client_kwargs": client}
+    array = zarr.open(url, mode="r", storage_options=named)["images"]
+    np.testing.assert_array_equal(array[1, 30], original[1]["images"][30])
+
+
 def test_the_loader_reads_windows_from_a_bucket(server: servers.Server, original: salus.Dataset) -> None:
     url = upload(original, server)
     read = []
@@ -147,6 +155,21 @@ def test_wrong_credentials_are_said(stores: Callable[[str], servers.Server]) -> 
     server = stores("seaweedfs")
     with pytest.raises(StorageError, match="403 Forbidden.*: check the credentials, and what they may do"):
         salus.open(f"{server.url}/data.zarr", storage_options={**server.options, "secret_access_key": "wrong"})
+
+
+def test_a_dataset_in_gcs_is_read_and_an_emulator_that_refuses_uploads_is_said_so(
+    stores: Callable[[str], servers.Server], original: salus.Dataset
+) -> None:
+    server = stores("fake-gcs")
+    assert server.put is not None
+    for path in Path(original.url).rglob("*"):
+        if path.is_file():
+            server.put(f"data.zarr/{path.relative_to(original.url).as_posix()}", path.read_bytes())
+    dataset = salus.open(f"{server.url}/data.zarr", storage_options=server.options)
+    assert_same(dataset, original)
+    assert salus.verify(dataset).findings == ()
+    with pytest.raises(RecordingError, match="probe: the store answered 400 Bad Request; gs://bucket/data.zarr"):
+        salus.open(dataset.url, mode="a", storage_options=server.options)
 
 
 # --- processes ----------------------------------------------------------------------------------------------------

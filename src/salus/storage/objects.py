@@ -48,7 +48,8 @@ MULTIPART_FROM_BYTES = 64 * 2**20
 _THREADS = 32
 _UPLOADS = "_salus/uploads"
 _PROBES = "_salus/probes"
-_CLIENT_OPTIONS = {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
+# http only comes into play where somebody gives an endpoint that says so: a store in the lab, or of a test.
+_CLIENT_OPTIONS = {"allow_http": True, "timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
 _RETRIES = {
     "max_retries": 10,
     "retry_timeout": timedelta(seconds=120),
@@ -413,8 +414,6 @@ def _store(url: str, options: StorageOptions) -> ObjectStore:
     if scheme == "s3":
         defaults["copy_if_not_exists"] = "multipart"
     merged = {**defaults, **options, "client_options": {**_CLIENT_OPTIONS, **options.get("client_options", {})}}
-    if str(options.get("endpoint", "")).startswith("http://"):
-        merged["client_options"].setdefault("allow_http", True)
     try:
         return obstore.store.from_url(url, **merged)
     except (BaseError, ValueError, TypeError) as error:
