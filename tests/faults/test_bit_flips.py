@@ -29,7 +29,7 @@ from salus.log.claims import read_claim
 from salus.log.revisions import read_revisions
 from salus.log.snapshot import load, read_record
 from salus.log.tags import read_tag
-from salus.storage import open_local
+from salus.storage import open_storage
 from salus.verification.derived import Comparison
 from salus.verification.log import check_checkpoint, check_claim, check_tag, read_amendment, read_entry, read_log
 from salus.verification.report import Finding
@@ -105,7 +105,7 @@ class Judge:
             str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()
         }
         self.files.pop("_salus/publish.lock")  # it is empty, and stays so
-        self.storage = storage = open_local(path)
+        self.storage = storage = open_storage(path)
         self.log = read_log(storage)
         assert not self.log.findings
         self.snapshot = load(storage)

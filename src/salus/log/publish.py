@@ -58,26 +58,29 @@ def publish(
     Raises:
         RecordingError: The storage refused. What was published before is still there.
     """
-    with storage.lock():
-        snapshot = load(storage, known)
-        schemas = read_revisions(storage)
-        root = None if whole else _read_json(storage, _ROOT)
-        mark = _mark(root)
-        rows = _changed_rows(snapshot, mark)
-        sync_log(storage, rows)  # the rows before are durable: the root that speaks of them came after
-        writer = _RowWriter(storage, schemas, snapshot, read)
-        writer.put_derived(rows)
-        published = {
-            "slots": snapshot.num_slots,
-            "open": snapshot.open_slots,
-            "amendments": len(snapshot.amendments),
-        }
-        longest = {clock: snapshot.longest(clock) for clock in (STEP, *schemas[-1].clocks)}
-        if mark is not None and root is not None and writer.outgrows(rows, mark):
-            # A row that plain readers see already becomes an episode longer than all before: the room for it first.
-            root = _put_metadata(storage, schemas, mark["slots"], longest, _published(root), root)
-        writer.put_index(rows, whole=mark is None)
-        _put_metadata(storage, schemas, snapshot.num_slots, longest, published, root)
+    return storage.publication(lambda within: _publish(within, known, read, whole=whole))
+
+
+def _publish(storage: Storage, known: Snapshot | None, read: RecordReader, *, whole: bool) -> Snapshot:
+    snapshot = load(storage, known)
+    schemas = read_revisions(storage)
+    root = None if whole else _read_json(storage, _ROOT)
+    mark = _mark(root)
+    rows = _changed_rows(snapshot, mark)
+    sync_log(storage, rows)  # the rows before are durable: the root that speaks of them came after
+    writer = _RowWriter(storage, schemas, snapshot, read)
+    writer.put_derived(rows)
+    published = {
+        "slots": snapshot.num_slots,
+        "open": snapshot.open_slots,
+        "amendments": len(snapshot.amendments),
+    }
+    longest = {clock: snapshot.longest(clock) for clock in (STEP, *schemas[-1].clocks)}
+    if mark is not None and root is not None and writer.outgrows(rows, mark):
+        # A row that plain readers see already becomes an episode longer than all before: the room for it first.
+        root = _put_metadata(storage, schemas, mark["slots"], longest, _published(root), root)
+    writer.put_index(rows, whole=mark is None)
+    _put_metadata(storage, schemas, snapshot.num_slots, longest, published, root)
     return snapshot
 
 

@@ -1,6 +1,32 @@
-"""Bytes under keys. Durability lives here, and nowhere else."""
+"""Where a dataset lies: objects under keys, created once, replaced whole, listed and read."""
 
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import InvalidInputError
 from .base import Found, Storage, StoredFile
-from .local import LocalStorage, open_local
+from .local import LocalStorage
+from .objects import ObjectStorage, StorageOptions, is_url
 
-__all__ = ["Found", "LocalStorage", "Storage", "StoredFile", "open_local"]
+__all__ = ["Found", "LocalStorage", "ObjectStorage", "Storage", "StorageOptions", "StoredFile", "open_storage"]
+
+
+def open_storage(path: str | os.PathLike[str], options: StorageOptions | None = None) -> Storage:
+    """The storage of a local path, or of the URL of an object store.
+
+    Args:
+        path: Such as `data.zarr`, `file:///data.zarr`, `s3://bucket/data.zarr`, `gs://…`, `az://container/…`.
+        options: Of an object store: as `ObjectStorage`.
+
+    Raises:
+        InvalidInputError: Not such a URL, or options that do not go with it.
+        MissingExtraError: An object store, and the extra `cloud` is not installed.
+    """
+    text = os.fspath(path)
+    if is_url(text):
+        return ObjectStorage(text, options)
+    if options:
+        raise InvalidInputError(f"storage_options: got {', '.join(options)}, expected none for a local path; {text}")
+    return LocalStorage(Path(os.path.abspath(Path(text.removeprefix("file://")).expanduser())))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 from ..errors import SalusError
 
 Found: TypeAlias = list[str]
+Result = TypeVar("Result")
 
 
 class Storage(Protocol):
@@ -84,8 +84,24 @@ class Storage(Protocol):
         """
         ...
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the dataset's one lock, for publishing. Never needed to record or to read."""
+    def publication(self, publish: Callable[[Storage], Result]) -> Result:
+        """Run `publish` so that no publisher undoes what one that read a younger log has put.
+
+        It gets the storage that it is to work on: it reads the log from there, and puts derived objects. It may run
+        more than once. Never needed to record or to read.
+
+        Raises:
+            RecordingError: The storage refused, or others were faster again and again.
+        """
+        ...
+
+    def check_writable(self) -> None:
+        """Whether what the commit protocol rests on holds here; asked once, when a dataset is opened for writing.
+
+        Raises:
+            StorageError: It does not.
+            RecordingError: The storage refuses to write.
+        """
         ...
 
     def open_shard(self, key: str) -> StoredFile | None:

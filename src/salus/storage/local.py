@@ -24,12 +24,11 @@ from ..errors import (
     AlreadyExistsError,
     CommitUnknownError,
     CorruptDataError,
-    InvalidInputError,
     RecordingError,
     SalusError,
     StorageError,
 )
-from .base import Found, StoredFile
+from .base import Found, Result, Storage, StoredFile
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _RENAME_NOREPLACE = 1
@@ -49,22 +48,11 @@ def _drop_locks_in_child() -> None:
 os.register_at_fork(after_in_child=_drop_locks_in_child)
 
 
-def open_local(path: str | os.PathLike[str]) -> LocalStorage:
-    """The storage of a path.
-
-    Raises:
-        InvalidInputError: A URL of an object store, which this version does not write to yet.
-    """
-    text = os.fspath(path)
-    if "://" in text and not text.startswith("file://"):
-        raise InvalidInputError(
-            f"path: got {text!r}, expected a local path; object stores (S3, GCS, Azure) come with a later version"
-        )
-    return LocalStorage(Path(os.path.abspath(Path(text.removeprefix("file://")).expanduser())))
-
-
 class LocalStorage:
     """The `Storage` of one directory on a local file system.
+
+    Args:
+        root: The directory, absolute.
 
     Thread-safety: safe. Picklable; it holds no descriptors.
     """
@@ -248,8 +236,16 @@ class LocalStorage:
         except OSError as error:
             raise CommitUnknownError(f"put {key}: fsync of its directory failed: {error.strerror}; {folder}") from error
 
+    def publication(self, publish: Callable[[Storage], Result]) -> Result:
+        with self.lock():
+            return publish(self)
+
+    def check_writable(self) -> None:
+        pass  # a file system that has neither links nor RENAME_NOREPLACE refuses the first `put_new`
+
     @contextmanager
     def lock(self) -> Iterator[None]:
+        """Hold the dataset's one lock."""
         path = self.path("_salus/publish.lock")
         with _refusals("_salus/publish.lock", path):
             self._check_folder(path.parent)

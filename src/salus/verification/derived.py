@@ -6,11 +6,10 @@ Publishing itself says what that is: it runs on a storage that has nothing yet, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -27,6 +26,8 @@ from ..storage import Found, Storage, StoredFile
 from .log import Log
 from .report import Finding, Findings, Kind, damage, said
 from .shards import InMemory
+
+Result = TypeVar("Result")
 
 PUBLISHED_WITHIN_S = 3.0  # a recorder waits a second, and needs its time
 
@@ -176,8 +177,11 @@ class _Publication:
     def sync(self, folder: str) -> None:
         pass  # nothing is written
 
-    def lock(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def publication(self, publish: Callable[[Storage], Result]) -> Result:
+        return publish(self)
+
+    def check_writable(self) -> None:
+        pass  # nothing is written
 
     def put_new(self, key: str, body: bytes) -> NoReturn:
         raise InvalidInputError(f"verify: publishing would create {key} of {len(body)} bytes")

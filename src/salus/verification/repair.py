@@ -78,7 +78,7 @@ class Repair:
         if not self._log_is_whole:
             return
         if "checkpoint" in kinds:
-            self._put_checkpoints()
+            self._storage.publication(self._put_checkpoints)
         if self._amended or kinds & {"index", "metadata", "feature"}:
             # What the rows of a damaged record say may be all that is left of it: these are not touched.
             publish(self._storage, whole="record" not in kinds)
@@ -93,13 +93,12 @@ class Repair:
                 nobody = {"host": "", "boot_id": "", "pid": 0, "process_start": 0, "time_ns": entry.started_ns}
                 self._storage.put({claim_key(entry.slot): documents.seal({"uid": entry.uid, **nobody})})
 
-    def _put_checkpoints(self) -> None:
-        with self._storage.lock():
-            snapshot = load(self._storage)
-            sync_log(self._storage)
-            for finding in self._found:
-                if finding.kind == "checkpoint":
-                    self._storage.put({finding.key: documents.seal(snapshot.to_json())})
+    def _put_checkpoints(self, storage: Storage) -> None:
+        snapshot = load(storage)
+        sync_log(storage)
+        for finding in self._found:
+            if finding.kind == "checkpoint":
+                storage.put({finding.key: documents.seal(snapshot.to_json())})
 
     def _remove_temporaries(self) -> None:
         storage = self._storage

@@ -21,7 +21,7 @@ from ..log.tags import read_tag
 from ..log.unfinished import find_unfinished, unfinished_slots
 from ..opening import open as open_dataset
 from ..readahead import read_ahead
-from ..storage import LocalStorage, Storage, open_local
+from ..storage import LocalStorage, Storage, StorageOptions, open_storage
 from ..view import DatasetView
 from .derived import check_derived
 from .log import Log, check_checkpoints, check_claim, check_tag, check_tags, read_log
@@ -43,6 +43,7 @@ def verify(
     expect: str | None = None,
     threads: int | None = None,
     on_progress: Progress | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> VerifyReport:
     """Find every byte that is not what was committed.
 
@@ -62,6 +63,7 @@ def verify(
             tell accidents, this one tells forgers.
         threads: Threads that read; by default one per core, at most 8.
         on_progress: Called with the episodes that are done, and all there are.
+        storage_options: As `salus.open`, with the URL of an object store.
 
     Returns:
         What was found; `is_whole` where that is nothing.
@@ -82,7 +84,7 @@ def verify(
         tag = dataset.tag_name if tag is None else tag
     if repair and tag is not None:
         raise InvalidInputError(f"verify: repair does not go with tag {tag!r}, which never changes")
-    storage = open_local(dataset.url if isinstance(dataset, DatasetView) else dataset)
+    storage = dataset.storage if isinstance(dataset, DatasetView) else open_storage(dataset, storage_options)
     verifier = _Verifier(storage, threads or default_threads(), on_progress)
     return verifier.run(_choose(verifier.log, storage, dataset, episodes, tag), repair=repair, expect=expect)
 
