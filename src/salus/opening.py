@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import get_args
+from typing import Any, get_args
 
 from . import documents
 from .codecs import check_codecs
