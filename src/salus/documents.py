@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import secrets
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from .errors import CorruptDataError, InvalidInputError
 
 MAX_BYTES = 256 * 2**20
+MAX_DEPTH = 64
+"""Levels of nesting: half of them are for metadata, which may have 32."""
+MAX_VALUES = 2**22
+"""Values, keys and containers: each takes up to a hundred bytes of memory, however few it takes in the file."""
 
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _DIGEST = b',"digest":"sha256:%b"}'
+_SEAL_VALUES = 8
 _DIGEST_SIZE = len(_DIGEST) - len(b"%b") + 64
 
 
@@ -30,6 +40,10 @@ def seal(document: dict[str, Any]) -> bytes:
     body = canonical(content)[:-1]
     if len(body) + _DIGEST_SIZE > MAX_BYTES:
         raise InvalidInputError(f"document of {len(body)} bytes, expected at most {MAX_BYTES}: no reader would take it")
+    if (count := _num_values(body)) > MAX_VALUES - _SEAL_VALUES or _is_deep(body + b"}", content):
+        raise InvalidInputError(
+            f"document of {count} values, expected at most {MAX_VALUES} in {MAX_DEPTH} levels: no reader would take it"
+        )
     return body + _DIGEST % hashlib.sha256(body).hexdigest().encode()
 
 
@@ -60,17 +74,27 @@ def canonical(value: Any) -> bytes:
 
 
 def parse(body: bytes, *, key: str) -> dict[str, Any]:
-    """Parse untrusted JSON: one object, of bounded size and depth, without duplicate keys or NaN.
+    """Parse untrusted JSON: one object, of bounded size and depth, without duplicate keys, NaN or infinity.
+
+    Half of a surrogate pair is refused as well: such text has no UTF-8 form, so it could not be shown.
 
     Raises:
         CorruptDataError: Anything else. Names `key`.
     """
     if len(body) > MAX_BYTES:
         raise CorruptDataError(f"JSON of {len(body)} bytes, expected at most {MAX_BYTES}; {key}")
+    if (count := _num_values(body)) > MAX_VALUES:  # before they are made
+        raise CorruptDataError(f"JSON of {count} values, expected at most {MAX_VALUES}; {key}")
     try:
-        document = json.loads(body, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+        document = json.loads(
+            body, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant, parse_float=_finite
+        )
+        if _ESCAPED_SURROGATE.search(body):
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # RecursionError: the parser's own cap on depth
-        raise CorruptDataError(f"not valid JSON: {error}; {key}") from error
+        raise CorruptDataError(f"not valid JSON: {_short(error)}; {key}") from error
+    if _is_deep(body, document):
+        raise CorruptDataError(f"JSON nested deeper than {MAX_DEPTH} levels; {key}")
     if not isinstance(document, dict):
         raise CorruptDataError(f"JSON {type(document).__name__}, expected an object; {key}")
     return document
@@ -85,3 +109,45 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # 1e999
+        raise ValueError("a number that no float64 holds")
+    return value
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, UnicodeError):  # its text would repeat what cannot be shown
+        return "text that has no UTF-8 form"
+    return str(error)
+
+
+def _num_values(body: bytes) -> int:
+    """At least as many as there are: commas in text are counted, too. A short text is not looked at."""
+    return len(body) if len(body) <= MAX_VALUES // 2 else sum(map(body.count, (b",", b"[", b"{", b":")))
+
+
+def _is_deep(body: bytes, document: Any) -> bool:
+    """Whether `document`, whose text is `body`, is nested deeper than `MAX_DEPTH`."""
+    brackets = body.translate(None, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):  # each round takes the innermost level away; few documents have many
+        if not brackets:
+            return False
+        fewer = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(fewer) == len(brackets):
+            break  # brackets in text
+        brackets = fewer
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        level = [item for value in level for item in _items(value)]
+        if not level:
+            return False
+    return True
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()

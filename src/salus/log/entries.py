@@ -11,7 +11,7 @@ import numpy as np
 from numcodecs import zstd
 
 from .. import documents
-from ..codecs import declared_size
+from ..codecs import declared_size, decompress
 from ..errors import CorruptDataError
 from ..labels import Outcome
 from ..layout import ArraySpec, record_key
@@ -423,7 +423,7 @@ class Entries(Sequence[Entry]):
             problems = list(_problems(rows, sizes, texts, clocks))
             if problems:
                 raise ValueError("; ".join(problems))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, CorruptDataError) as error:
             raise CorruptDataError(f"episode table: not understood: {error!r}; {key}") from error
         return cls(rows, sizes, texts, clocks)
 
@@ -512,7 +512,8 @@ def _unpacked(text: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
     declared = declared_size(packed)
     if declared != count * dtype.itemsize or declared > MAX_TABLE_BYTES:  # before anything is allocated
         raise ValueError(f"a column of {declared} bytes, expected {count} × {dtype.itemsize}")
-    return np.frombuffer(zstd.decompress(packed), dtype, count)
+    values: np.ndarray = decompress(packed, declared).view(dtype)
+    return values
 
 
 def _uid_text(digits: str) -> str:
