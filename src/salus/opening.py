@@ -175,12 +175,13 @@ def _plain_zarr(storage: LocalStorage) -> str | None:
         return None
     found = []
     for name in sorted(storage.list("")):
-        metadata: dict[str, Any] = {}
-        if (storage.root / name / "zarr.json").is_file():
-            try:
-                metadata = documents.parse(storage.get(f"{name}/zarr.json") or b"", key=name)
-            except CorruptDataError:
-                continue
+        try:
+            text = storage.get(f"{name}/zarr.json")
+            metadata: dict[str, Any] = {} if text is None else documents.parse(text, key=name)
+        except CorruptDataError:
+            continue
         if metadata.get("node_type") == "array":
-            found.append(f"{name} {metadata.get('data_type')} {tuple(metadata.get('shape', ()))}")
+            shape = metadata.get("shape")
+            shown = tuple(shape) if isinstance(shape, list) else shape
+            found.append(f"{name} {metadata.get('data_type')} {shown}"[:200])
     return "; ".join(found) or "no arrays"

@@ -310,8 +310,11 @@ class Schema:
         if not _is_rate(self.rate_hz):
             yield f"rate_hz: got {self.rate_hz!r}, expected a number above 0"
         yield from self._clock_problems()
+        known: set[str] = set()
         for kind in self.failure_kinds:
-            if not isinstance(kind, str) or not _KIND.fullmatch(kind) or self.failure_kinds.count(kind) > 1:
+            if isinstance(kind, str) and _KIND.fullmatch(kind) and kind not in known:
+                known.add(kind)
+            else:
                 yield f"failure_kinds: got {kind!r}, expected distinct words"
         if (
             isinstance(self.segment_steps, bool)
@@ -364,7 +367,7 @@ class Schema:
     def segment_steps_of(self, clock: str) -> int:
         """Steps per shard file of a clock: a multiple of `segment_steps` that takes about as long as a segment does."""
         most = MAX_SEGMENT_STEPS // self.segment_steps
-        return self.segment_steps * min(max(1, round(self.rate_of(clock) / self.rate_hz)), most)
+        return self.segment_steps * round(min(max(1, self.rate_of(clock) / self.rate_hz), most))
 
     @property
     def recorded(self) -> dict[str, Feature]:
@@ -484,6 +487,10 @@ class Schema:
             for entry in document["features"]:
                 values = dict(entry)
                 name, kind = values.pop("name"), _KINDS[values.pop("kind")]
+                if values.get("dtype") not in kind._dtypes():  # numpy would understand much more
+                    raise ValueError(f"{name!r}: dtype {values.get('dtype')!r}")
+                if name in features:
+                    raise ValueError(f"{name!r}: twice")
                 computed = {key for key, item in kind.__dataclass_fields__.items() if not item.init}
                 features[name] = kind(**{key: value for key, value in values.items() if key not in computed})
             horizons = Horizons(tuple(document["horizons"]["values"]), document["horizons"]["unit"])
@@ -495,7 +502,7 @@ class Schema:
                 segment_steps=document["segment_steps"],
                 clocks=document.get("clocks", {}),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FormatError(f"schema: this version of salus cannot read it: {error}") from error
 
 

@@ -50,7 +50,10 @@ class ShardInfo:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ShardInfo:
         """From a record; raises KeyError or TypeError where it is none."""
-        return cls(value["key"], value["size"], value["crc32c"], value["sha256"])
+        key, size, checksum, sha256 = value["key"], value["size"], value["crc32c"], value["sha256"]
+        if not isinstance(key, str) or not isinstance(sha256, str):
+            raise TypeError(f"shard {key!r} with sha256 {sha256!r}")
+        return cls(key, size, checksum, sha256)
 
 
 class ShardWriter:

@@ -110,7 +110,8 @@ def read_claim(storage: Storage, slot: int) -> Claim | None:
     document = documents.unseal(body, key=key)
     texts = [document.get(name) for name in ("uid", "host", "boot_id")]
     numbers = [document.get(name) for name in ("pid", "process_start", "time_ns")]
-    if not all(isinstance(value, str) for value in texts) or not all(type(value) is int for value in numbers):
+    sound = all(type(value) is int and 0 <= value < 2**63 for value in numbers)
+    if not sound or not all(isinstance(value, str) for value in texts):
         raise CorruptDataError(f"claim: not understood; {key}")
     claim = Claim(slot, *texts, *numbers)  # type: ignore[arg-type]  # just looked at
     return replace(claim, has_journal=document.get("journal") is not False)

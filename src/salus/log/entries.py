@@ -415,6 +415,8 @@ class Entries(Sequence[Entry]):
             rows = np.zeros(num_rows, _ROW)
             for name in _COLUMNS:
                 rows[name] = _unpacked(value["columns"][name], _ROW[name], num_rows)
+                if name == "slot":  # the first: so many slots take room in the file, before the rest takes memory
+                    _check_slots(rows["slot"])
             ends = np.cumsum(rows["num_shards"], dtype="<i8")
             num_sizes = int(ends[-1]) if num_rows else 0
             sizes = _unpacked(value["columns"][_SIZES], np.dtype("<i8"), num_sizes)
@@ -474,13 +476,15 @@ def _clocks_from(columns: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
     return clocks
 
 
+def _check_slots(slots: np.ndarray) -> None:
+    if (np.diff(slots) <= 0).any():
+        raise ValueError("slots out of order")
+    if len(slots) and slots[-1] >= len(slots) + MAX_OPEN_SLOTS:
+        raise ValueError(f"slot {slots[-1]} among {len(slots)}")
+
+
 def _problems(rows: np.ndarray, sizes: np.ndarray, texts: tuple[str, ...], clocks: np.ndarray) -> Iterator[str]:
     """What no writer would have written; the digest finds accidents before this does."""
-    slots = rows["slot"]
-    if (np.diff(slots) <= 0).any():
-        yield "slots out of order"
-    if len(rows) and slots[-1] >= len(rows) + MAX_OPEN_SLOTS:
-        yield f"slot {slots[-1]} among {len(rows)}"
     numbers = [name for name in _COLUMNS if _ROW[name].kind == "i"]
     yield from (f"{name} below {_LEAST.get(name, 0)}" for name in numbers if (rows[name] < _LEAST.get(name, 0)).any())
     if (sizes < 0).any():

@@ -61,7 +61,7 @@ def _read_first_form(storage: Storage, document: dict[str, Any], key: str) -> Sn
         entries += [Entry.corrupt(slot) for slot in document.get("corrupt_slots", [])]
         amendments = tuple(Amendment.from_json(value, key=key) for value in document["amendments"])
         return Snapshot(Entries.of(entries), amendments)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptDataError(f"tag: not understood: {error!r}; {key}") from error
 
 

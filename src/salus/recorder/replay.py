@@ -124,7 +124,7 @@ def read_start(path: Path) -> dict[str, Any] | None:
         return None
     start = frame.document
     numbers = [start.get(name) for name in ("slot", "schema_revision", "started_ns")]
-    sound = isinstance(start.get("uid"), str) and all(type(n) is int and n >= 0 for n in numbers)
+    sound = isinstance(start.get("uid"), str) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
     if start.get("type") != "start" or not sound or not isinstance(start.get("metadata"), dict):
         raise CorruptDataError(f"journal: its first frame is not understood; {path}")
     return start
