@@ -31,6 +31,7 @@ COLORS = {"rgb": 3, "bgr": 3, "gray": 1}
 MAX_STEP_BYTES = 2**30
 MAX_CODECS = 16
 MAX_CLOCKS = 64
+MAX_FAILURE_KINDS = 1024
 MAX_SEGMENT_STEPS = 65536
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
@@ -310,18 +311,21 @@ class Schema:
         if not _is_rate(self.rate_hz):
             yield f"rate_hz: got {self.rate_hz!r}, expected a number above 0"
         yield from self._clock_problems()
-        known: set[str] = set()
-        for kind in self.failure_kinds:
-            if isinstance(kind, str) and _KIND.fullmatch(kind) and kind not in known:
-                known.add(kind)
-            else:
-                yield f"failure_kinds: got {kind!r}, expected distinct words"
         if (
             isinstance(self.segment_steps, bool)
             or not isinstance(self.segment_steps, int)
             or not 2 <= self.segment_steps <= MAX_SEGMENT_STEPS
         ):
             yield f"segment_steps: got {self.segment_steps!r}, expected 2 .. {MAX_SEGMENT_STEPS}"
+        if len(self.failure_kinds) > MAX_FAILURE_KINDS:
+            yield f"failure_kinds: got {len(self.failure_kinds)}, expected at most {MAX_FAILURE_KINDS}"
+            return
+        known: set[str] = set()
+        for kind in self.failure_kinds:
+            if isinstance(kind, str) and _KIND.fullmatch(kind) and kind not in known:
+                known.add(kind)
+            else:
+                yield f"failure_kinds: got {kind!r}, expected distinct words"
 
     def _clock_problems(self) -> Iterable[str]:
         if len(self.clocks) > MAX_CLOCKS:

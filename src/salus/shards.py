@@ -179,7 +179,9 @@ class ShardReader:
         self._whole: bytes | None = None
         index_size = spec.chunks_per_shard * _PLACE.size + INDEX_CHECKSUM_BYTES
         end, max_chunk = file.size - index_size, max_encoded_bytes(spec)
-        if spec.chunk_steps == spec.segment_steps > 1 and end <= max_chunk:  # all but the index is one chunk: one read, not two
+        if (
+            spec.chunk_steps == spec.segment_steps > 1 and end <= max_chunk
+        ):  # all but the index is one chunk: one read, not two
             self._whole = file.read(0, file.size)
             tail = self._whole[max(end, 0) :]
         else:

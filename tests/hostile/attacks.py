@@ -39,7 +39,6 @@ class Attack:
         change: What it does to the dataset at a path.
         says: What somebody has to say of it; `""` where nobody has to.
         unaffected: All episodes read as before.
-        strict: Also opened with `strict=True` only.
     """
 
     change: Change
@@ -124,7 +123,7 @@ def chunk(packed: bytes) -> bytes:
 
 def one_chunk(packed: bytes, num_chunks: int = 1) -> bytes:
     data = chunk(packed)
-    return shard_of([(0, len(data))] + [(2**64 - 1, 2**64 - 1)] * (num_chunks - 1), data)
+    return shard_of([(number * len(data), len(data)) for number in range(num_chunks)], data * num_chunks)
 
 
 def sparse(file: Path, size: int) -> None:
@@ -154,11 +153,9 @@ def make_socket(file: Path) -> None:
 
 
 def to_canary(file: Path) -> None:
-    file.symlink_to(outside(file) if False else _outside_of(file) / "pipe")
-
-
-def _outside_of(file: Path) -> Path:
-    return next(folder for folder in file.parents if (folder / "outside").is_dir()) / "outside"
+    """A link to the named pipe outside, at which whoever follows it waits for ever."""
+    folder = next(above for above in file.parents if (above / "outside").is_dir())
+    file.symlink_to(folder / "outside/pipe")
 
 
 IMAGE = "images/c.1.0.0.0.0"
@@ -430,9 +427,15 @@ RECORD_EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a failure kind that is a list": (lambda d: d["outcome"].update(result="failure", kind=[1]), "outcome with kind"),
     "a failure at step 1.0": (lambda d: d["outcome"].update(result="failure", step=1.0), "outcome with kind"),
     "a length of 2 to the 70": (lambda d: d["lengths"].update(step=2**70), "length 1180591620717411303424"),
-    "a length of 2 to the 31, with few shards": (lambda d: d["lengths"].update(step=2**31 - 1), "shards, which are not"),
+    "a length of 2 to the 31, with few shards": (
+        lambda d: d["lengths"].update(step=2**31 - 1),
+        "shards, which are not",
+    ),
     "a revision of 2 to the 62": (lambda d: d.update(schema_revision=2**62), "revision"),
-    "a shard whose key leads outside": (lambda d: d["shards"][0].update(key="../outside/secret"), "shards, which are not"),
+    "a shard whose key leads outside": (
+        lambda d: d["shards"][0].update(key="../outside/secret"),
+        "shards, which are not",
+    ),
     "a shard whose key is absolute": (lambda d: d["shards"][0].update(key="/etc/passwd"), "shards, which are not"),
     "a shard whose key is a list": (lambda d: d["shards"][0].update(key=[]), "record: not understood"),
     "a shard whose sha256 is a number": (lambda d: d["shards"][0].update(sha256=7), "record: not understood"),
@@ -639,7 +642,7 @@ START = {
     "started_ns": 1,
 }
 JOURNALS: dict[str, tuple[bytes, str]] = {
-    "a frame of 4 gigabytes": (b"\xff" * 8, "unfinished"),
+    "a frame of 4 gigabytes": (b"\xff" * 8, "no step was written"),
     "JSON that is deep": (frame(b'{"a":' + b"[" * 1000 + b"]" * 1000 + b"}"), "JSON nested deeper|recursion"),
     "a start in the year 300,000": (frame(documents.canonical({**START, "started_ns": 2**63})), "first frame"),
     "a clock that is none": (
@@ -662,7 +665,7 @@ for _name, (_body, _said) in JOURNALS.items():
     attack(_said, unaffected=True)(_named(_leave, f"a journal with {_name}"))
 
 
-@attack("unfinished", unaffected=True)
+@attack("no step was written", unaffected=True)
 def a_journal_of_a_terabyte_of_holes(path: Path) -> None:
     leave_an_episode(path)
     sparse(path / journal_key(3), 2**40)

@@ -412,11 +412,11 @@ class Entries(Sequence[Entry]):
             num_rows, texts = value["num_rows"], tuple(value["texts"])
             if type(num_rows) is not int or not 0 <= num_rows <= MAX_TABLE_BYTES // _ROW.itemsize:
                 raise ValueError(f"{num_rows} rows")
+            # Slots that rise take room in the file, too: so they are looked at before the rest takes memory.
+            _check_slots(_unpacked(value["columns"]["slot"], _ROW["slot"], num_rows))
             rows = np.zeros(num_rows, _ROW)
             for name in _COLUMNS:
                 rows[name] = _unpacked(value["columns"][name], _ROW[name], num_rows)
-                if name == "slot":  # the first: so many slots take room in the file, before the rest takes memory
-                    _check_slots(rows["slot"])
             ends = np.cumsum(rows["num_shards"], dtype="<i8")
             num_sizes = int(ends[-1]) if num_rows else 0
             sizes = _unpacked(value["columns"][_SIZES], np.dtype("<i8"), num_sizes)

@@ -214,7 +214,9 @@ class _RowWriter:
                 continue  # its stamps do not hold: readers of the episode are told, and plain readers see NaN
             for spec in derived:
                 shards = _derived_shards(spec, entry, labels)
-                self._storage.put({key: body for key, body in shards.items() if _get_derived(self._storage, key) != body})
+                self._storage.put(
+                    {key: body for key, body in shards.items() if _get_derived(self._storage, key) != body}
+                )
 
     def _labels(self, entry: Entry, schema: Schema) -> np.ndarray:
         horizons, stamps = schema.label_horizons, None
