@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-
 MAX_LISTED = 50
 """Problems that one error spells out; a hostile schema has as many as it likes."""
 

@@ -1,9 +1,9 @@
-"""The catalogue of hostile datasets: each attack changes a small, sound dataset; what SALUS has to say of it follows.
+"""The catalogue of hostile datasets: each attack changes a small, sound dataset, and names what SALUS says of it.
 
-To add one: write a function that changes the dataset at `path`, decorate it with `@attack(...)`, and say what is expected:
+To add one: write a function that changes the dataset at `path`, and decorate it with `@attack(...)`, which takes
 
-    says        text (a regular expression) that the first error, or else a finding of `verify`, has to contain
-    unaffected  nothing derived or private is believed: everything reads as before, whatever lies there
+    says        text (a regular expression) that an error, or a finding of `verify`, has to contain
+    unaffected  what was attacked is never believed, or is nobody's yet: all episodes read as before, also afterwards
 
 The functions run in a child with a memory limit and a time limit (`child.py`); the folder above the dataset holds
 `outside/`, with a named pipe that would hang whoever follows a link there, and files that must stay as they are.
@@ -135,7 +135,7 @@ def sparse(file: Path, size: int) -> None:
 def link_folder(path: Path, key: str) -> None:
     """Move a folder outside, and leave a link to it."""
     target = outside(path) / "moved"
-    os.rename(path / key, target)
+    (path / key).rename(target)
     (path / key).symlink_to(target)
 
 
@@ -162,7 +162,7 @@ IMAGE = "images/c.1.0.0.0.0"
 STATES = "states/c.1.0.0"
 
 
-# --- what is no plain file, and links ----------------------------------------------------------------------------------
+# --- what is no plain file, and links ----------------------------------------------------------------------------
 
 
 @attack(r"symbolic link, expected a plain file; _salus/log/0/0000000001.json")
@@ -217,13 +217,13 @@ def a_folder_of_the_log_is_a_link(path: Path) -> None:
 
 @attack(r"file '_salus', expected a plain folder; _salus/schema/000000.json")
 def the_private_folder_is_a_file(path: Path) -> None:
-    os.rename(path / "_salus", outside(path) / "moved")
+    (path / "_salus").rename(outside(path) / "moved")
     (path / "_salus").write_bytes(b"")
 
 
 @attack(r"file 'log', expected a plain folder; _salus/log")
 def the_log_is_a_file(path: Path) -> None:
-    os.rename(path / "_salus/log", outside(path) / "moved")
+    (path / "_salus/log").rename(outside(path) / "moved")
     (path / "_salus/log").write_bytes(b"")
 
 
@@ -293,7 +293,7 @@ def a_claim_is_a_pipe(path: Path) -> None:
     os.mkfifo(path / claim_key(3))
 
 
-# --- sizes -------------------------------------------------------------------------------------------------------------
+# --- sizes -------------------------------------------------------------------------------------------------------
 
 
 @attack(r"an object of 1099511627776 bytes, expected at most .*; _salus/log/0/0000000001.json")
@@ -388,7 +388,7 @@ def a_shard_of_one_byte(path: Path) -> None:
     replace_shard(path, "states", b"x")
 
 
-# --- documents ---------------------------------------------------------------------------------------------------------
+# --- documents ---------------------------------------------------------------------------------------------------
 
 
 def json_attack(text: bytes, says: str) -> Change:
@@ -465,7 +465,7 @@ SCHEMA_EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a range past float64": (lambda s: s["features"][1].update(range=[0, 10**400]), "schema: "),
     "a rate of almost nothing": (lambda s: s.update(rate_hz=-1e-320), "rate_hz"),
     "a name that leads outside": (lambda s: s["features"][1].update(name="../outside"), "feature name"),
-    "a name that is absolute": (lambda s: s["features"][1].update(name="/tmp/x"), "feature name"),
+    "a name that is absolute": (lambda s: s["features"][1].update(name="/etc/x"), "feature name"),
     "a name with a NUL": (lambda s: s["features"][1].update(name="a\0b"), "feature name"),
     "a name in Unicode digits": (lambda s: s["features"][1].update(name="a١"), "feature name"),
     "the name of the private folder": (lambda s: s["features"][1].update(name="_salus"), "feature name"),
@@ -571,7 +571,7 @@ def a_tag_of_the_first_form_that_is_something_else(path: Path) -> None:
     (path / "_salus/tags/v1.json").write_bytes(sealed({"name": "v1", "columns": {"uid": [7]}, "amendments": []}))
 
 
-# --- derived: for others, never believed -------------------------------------------------------------------------------
+# --- derived: for others, never believed -------------------------------------------------------------------------
 
 ROOTS: dict[str, Any] = {
     "of another shape": {"zarr_format": 3, "consolidated_metadata": [], "attributes": []},
@@ -618,7 +618,7 @@ def an_index_chunk_with_a_second_frame(path: Path) -> None:
     (path / "episode_length/c.0").write_bytes(chunk(frames))
 
 
-# --- claims and journals -----------------------------------------------------------------------------------------------
+# --- claims and journals -----------------------------------------------------------------------------------------
 
 
 def leave_an_episode(path: Path, journal: bytes = b"") -> None:
@@ -679,7 +679,7 @@ def a_claim_of_process_2_to_the_70(path: Path) -> None:
     (path / claim_key(3)).write_bytes(documents.seal(claim))
 
 
-# --- text that is to be shown ------------------------------------------------------------------------------------------
+# --- text that is to be shown ------------------------------------------------------------------------------------
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m<script>alert(1)</script>\u202e[bold]\ud800"
 

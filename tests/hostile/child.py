@@ -26,6 +26,7 @@ import numpy as np
 import salus
 from salus.cli.app import main
 from salus.errors import SalusError
+from salus.verification import derived
 
 from .attacks import ATTACKS
 
@@ -144,7 +145,7 @@ def run(name: str, template: Path, folder: Path) -> dict[str, Any]:
             reads[step] = do()
         except SalusError as error:
             said.append(str(error))
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever else it is, the test shows it
             failed[step] = traceback.format_exc()
         finally:
             signal.alarm(0)
@@ -167,6 +168,7 @@ def timed_out(*_: Any) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    derived.PUBLISHED_WITHIN_S = 0  # nobody records, so nobody is waited for
     signal.signal(signal.SIGALRM, timed_out)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     template, folder = map(Path, sys.argv[1:3])

@@ -1,4 +1,4 @@
-"""A hostile dataset costs whoever reads it an error (promise 7): the catalogue in `attacks.py`, in a child (`child.py`)."""
+"""A hostile dataset costs whoever reads it an error (promise 7): the catalogue in `attacks.py`, run by `child.py`."""
 
 from __future__ import annotations
 
@@ -94,6 +94,11 @@ def results(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         return {name: result for part in threads.map(run, range(CHILDREN)) for name, result in part.items()}
 
 
+def attacked(sound: dict[str, str]) -> str:
+    """The uid of the episode in slot 1, which is the one that is attacked."""
+    return sorted(key.partition("/")[0] for key in sound)[len(sound) // len(LENGTHS)]
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_it_costs_an_error_and_no_more(name: str, results: dict[str, Any], sound: dict[str, str]) -> None:
     attack, result = ATTACKS[name], results[name]
@@ -101,8 +106,9 @@ def test_it_costs_an_error_and_no_more(name: str, results: dict[str, Any], sound
     assert re.search(attack.says, result["said"], re.DOTALL), result["said"]
     assert result["outside"], "something outside of the dataset changed"
     assert result["peak"] < PEAK_BYTES
-    for read in (result["read"], result["read_again"]):  # what is read is what was recorded, or is not read
-        assert read is None or read.items() <= sound.items()
+    for read in (result["read"], result["read_again"]):  # of other episodes, what is read is what was recorded
+        others = {key: value for key, value in (read or {}).items() if not key.startswith(attacked(sound))}
+        assert others.items() <= sound.items()
     if attack.unaffected:
         assert result["read"] == result["read_again"] == sound
 

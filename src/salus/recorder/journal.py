@@ -79,7 +79,7 @@ def read_journal(path: Path) -> Iterator[Frame]:
         CorruptDataError: A frame that holds its checksum, but is not one that this version knows; or no plain file.
     """
     descriptor, remaining = open_plain(path)
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         while len(header := file.read(_HEADER)) == _HEADER:
             size, remaining = int.from_bytes(header[:4], "little"), remaining - _HEADER
             if size == 0 or size > min(remaining, MAX_FRAME_BYTES):

@@ -127,4 +127,4 @@ def _kind_of(mode: int) -> str:
 
 def _named(error: OSError, root: str, key: str) -> OSError:
     """The same error with the whole path: the system only knows the last name."""
-    return OSError(error.errno, error.strerror, os.path.join(root, key))
+    return OSError(error.errno, error.strerror, f"{root}/{key}")
