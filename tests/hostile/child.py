@@ -118,6 +118,13 @@ def run(name: str, template: Path, folder: Path) -> dict[str, Any]:
         dataset = salus.open(path, mode="a")
         dataset.publish()
 
+    def record() -> None:
+        with salus.Recorder(salus.open(path, mode="a")) as recorder:
+            first = next(iter(salus.open(template / "data.zarr")))
+            recorder.record_episode({feature: first[feature][:] for feature in first.schema.features})
+            with recorder.episode() as episode:
+                episode.append({feature: first[feature][0] for feature in first.schema.features})
+
     steps: dict[str, Callable[[], Any]] = {
         "open": read,
         "tags": read_tags,
@@ -132,6 +139,7 @@ def run(name: str, template: Path, folder: Path) -> dict[str, Any]:
         "recover": lambda: said.extend(e.reason for e in salus.recover(path, force=True).episodes),
         "repair": lambda: verify(repair=True),
         "read again": read,
+        "record": record,
         "create": lambda: salus.create(path, salus.schema.SALUS),
         "shown": lambda: shown.append(command("verify", str(path))) if "text" in name else None,
     }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ import numpy as np
 import pytest
 
 import salus
+from salus import documents
+from salus.errors import CorruptDataError, InvalidInputError, SalusError
+from salus.storage import LocalStorage
 
 from .attacks import ATTACKS
 from .child import arrays_of
@@ -119,3 +125,65 @@ def test_what_is_shown_is_escaped(results: dict[str, Any]) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown)
     html = shown[shown.index("<!doctype") :] if "<!doctype" in shown else shown
     assert "<script>alert" not in html[: html.index("</html>")]
+
+
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "a file for the private folder": lambda path: (path / "_salus").write_bytes(b""),
+    "a pipe for the private folder": lambda path: os.mkfifo(path / "_salus"),
+    "a link for the private folder": lambda path: (path / "_salus").symlink_to(path.parent / "outside"),
+    "a link for the folder of schemas": lambda path: (
+        (path / "_salus").mkdir() or (path / "_salus/schema").symlink_to(path.parent / "outside")
+    ),
+    "a link for the first schema": lambda path: (
+        (path / "_salus/schema").mkdir(parents=True)
+        or (path / "_salus/schema/000000.json").symlink_to(path.parent / "outside/created")
+    ),
+    "a pipe for the dataset": lambda path: path.rmdir() or os.mkfifo(path),
+    "a link to nowhere for the dataset": lambda path: path.rmdir() or path.symlink_to(path.parent / "nowhere/data"),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_nothing_is_created_through_it(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "data.zarr"
+    path.mkdir()
+    (tmp_path / "outside").mkdir()
+    STRANGE[what](path)
+    with pytest.raises(SalusError):
+        salus.create(path, salus.Schema({"states": salus.Feature()}, rate_hz=1))
+    with pytest.raises(SalusError):
+        salus.open(path)
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path, template: Path, sound: dict[str, str]) -> None:
+    (tmp_path / "link").symlink_to(template / "data.zarr")
+    assert arrays_of(salus.open(tmp_path / "link"), []) == sound
+
+
+def test_a_folder_that_is_exchanged_for_a_link_is_not_followed(tmp_path: Path, template: Path) -> None:
+    """Also where it was read before, and looked at: there is no moment in which a link is followed."""
+    path = tmp_path / "data.zarr"
+    shutil.copytree(template / "data.zarr", path)
+    storage = LocalStorage(path)
+    assert storage.open_shard("states/c.0.0.0") is not None
+    (path / "states").rename(tmp_path / "moved")
+    (path / "states").symlink_to(tmp_path / "moved")
+    for read in (storage.open_shard, storage.get):
+        with pytest.raises(CorruptDataError, match="a symbolic link 'states', expected a plain folder; states/c.0.0.0"):
+            read("states/c.0.0.0")
+    with pytest.raises(CorruptDataError, match="a symbolic link 'states'"):
+        storage.list("states")
+    with pytest.raises(CorruptDataError, match="a symbolic link 'states'"):
+        storage.put_new("states/c.9.0.0", b"x")
+    assert not (tmp_path / "moved/c.9.0.0").exists()
+
+
+def test_what_is_not_read_is_not_written_either() -> None:
+    wide = b'{"a":[' + b"[]," * 100_000 + b"1]}"
+    assert len(documents.parse(wide, key="k")["a"]) == 100_001
+    with pytest.raises(CorruptDataError, match="nested deeper than 64 levels"):
+        documents.parse(b'{"a":' + b"[" * 64 + b"]" * 64 + b"}", key="k")
+    assert documents.parse(b'{"a":' + b"[" * 63 + b"]" * 63 + b"}", key="k")
+    with pytest.raises(InvalidInputError, match="in 64 levels: no reader would take it"):
+        documents.seal({"a": json.loads("[" * 64 + "]" * 64)})
