@@ -489,7 +489,8 @@ def _goes_not_on(values: np.ndarray, distance: int) -> np.ndarray:
 def _located(error: CorruptDataError, spec: ArraySpec, entry: Entry, first: int, last: int) -> CorruptDataError:
     steps = f"step {first}" if first == last else f"steps {first} .. {last}"
     key = spec.shard_key(entry.slot, first // spec.segment_steps)
-    return CorruptDataError(f"episode {entry.uid}, {spec.name!r}, {steps}: {error}; {key}")
+    what = str(error).removesuffix(f"; {key}")  # the storage names it, too
+    return CorruptDataError(f"episode {entry.uid}, {spec.name!r}, {steps}: {what}; {key}")
 
 
 def _allocated(empty: Empty, request: Request) -> np.ndarray:

@@ -19,6 +19,8 @@ import pytest
 import salus
 from salus import documents
 from salus.errors import CorruptDataError, InvalidInputError, SalusError
+from salus.gather import Reader, Request
+from salus.layout import array_specs
 from salus.storage import LocalStorage
 
 from .attacks import ATTACKS
@@ -187,3 +189,12 @@ def test_what_is_not_read_is_not_written_either() -> None:
     assert documents.parse(b'{"a":' + b"[" * 63 + b"]" * 63 + b"}", key="k")
     with pytest.raises(InvalidInputError, match="in 64 levels: no reader would take it"):
         documents.seal({"a": json.loads("[" * 64 + "]" * 64)})
+
+
+def test_more_than_memory_takes_is_a_typed_error(template: Path) -> None:
+    schema = salus.open(template / "data.zarr").schema
+    spec = array_specs(schema)["states"]
+    steps = np.broadcast_to(np.int64(0), (2**50,))
+    reader = Reader(LocalStorage(template / "data.zarr"), [schema])
+    with pytest.raises(InvalidInputError, match=f"read: {2**50} steps of 'states' are {2**50 * 28} bytes, more than"):
+        reader.read([Request(spec, [], steps, steps)])
