@@ -36,23 +36,30 @@ def open_file(root: str, key: str, flags: int = os.O_RDONLY) -> tuple[int, int]:
     """
     folder, name = _open_parent(root, key)
     try:
+        return _open_leaf(name, flags, key, folder)
+    except OSError as error:
+        raise _named(error, root, key) from error
+    finally:
+        os.close(folder)
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> tuple[int, int]:
+    """Open a plain file in a folder that was checked; returns and raises as `open_file`."""
+    return _open_leaf(str(path), flags, str(path))
+
+
+def _open_leaf(name: str, flags: int, key: str, folder: int | None = None) -> tuple[int, int]:
+    try:
         descriptor = os.open(name, flags | _FILE, 0o644, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link; a socket or device; a folder
             raise CorruptDataError(f"a {_kind(name, folder)}, expected a plain file; {key}") from error
-        raise _named(error, root, key) from error
-    finally:
-        os.close(folder)
+        raise
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise CorruptDataError(f"a {_kind_of(status.st_mode)}, expected a plain file; {key}")
     return descriptor, status.st_size
-
-
-def open_plain(path: Path) -> tuple[int, int]:
-    """Open a plain file in a folder that was checked, for reading; raises as `open_file`."""
-    return open_file(str(path.parent), path.name)
 
 
 def open_folder(root: str, key: str) -> int:
@@ -113,7 +120,7 @@ def _enter(parent: int, name: str, flags: int, root: str, key: str) -> int:
         raise _named(error, root, key) from error
 
 
-def _kind(name: str, folder: int) -> str:
+def _kind(name: str, folder: int | None) -> str:
     """What lies there, in words: asked only after it was refused, so nothing rests on it."""
     try:
         return _kind_of(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)

@@ -270,7 +270,7 @@ class LocalStorage:
         with _refusals(LOCK, path):
             # Nothing is synced: the folder was durable before the schema was put into it, and the lock file is nothing.
             self.checked_folder("_salus").mkdir(parents=True, exist_ok=True)
-            descriptor, _ = beneath.open_file(self._root_text, LOCK, os.O_RDWR | os.O_CREAT)
+            descriptor, _ = beneath.open_plain(path, os.O_RDWR | os.O_CREAT)
         _held_locks.add(descriptor)
         try:
             with _refusals(LOCK, path):
@@ -307,8 +307,6 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            if isinstance(error, SalusError):
-                raise
             raise _unreadable(error, key) from error
 
     def _read(self, key: str) -> bytes:
