@@ -14,6 +14,7 @@ from salus import gather
 from salus.errors import CorruptDataError, InvalidInputError, NotFoundError
 from salus.layout import array_specs
 from salus.shards import ShardReader
+from salus.storage import beneath
 
 
 @pytest.mark.parametrize(
@@ -111,13 +112,13 @@ def test_gather_images_come_channels_last_in_memory(dataset: salus.Dataset) -> N
 
 def test_reading_one_episode_opens_only_its_own_shards(dataset: salus.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    real = os.open
+    real = beneath.open_file
 
-    def counting(file: Any, *arguments: Any, **more: Any) -> int:
-        opened.append(os.path.relpath(file, dataset.url))
-        return real(file, *arguments, **more)
+    def counting(root: str, key: str, *flags: int) -> tuple[int, int]:
+        opened.append(key)
+        return real(root, key, *flags)
 
-    monkeypatch.setattr(os, "open", counting)
+    monkeypatch.setattr(beneath, "open_file", counting)
     for name in dataset[3]:
         dataset[3][name][:]
     slot = dataset[3].slot

@@ -119,7 +119,7 @@ def decode_chunk(spec: ArraySpec, encoded: bytes, out: np.ndarray | None = None)
     """
     packed = check_chunk(spec, encoded)
     if spec.is_text:
-        return _decode_text(bytes(_decompress(packed)), spec.chunk_steps)
+        return _decode_text(decompress(packed, declared_size(packed) or 0).tobytes(), spec.chunk_steps)
     if out is None:
         out = np.empty((spec.chunk_steps, *spec.stored_step_shape), spec.numpy_dtype)
     if spec.codec == "jpeg":
@@ -200,9 +200,28 @@ def _frame_head(size: int) -> bytes:
     return _ZSTD + b"\xe0" + size.to_bytes(8, "little")
 
 
-def _decompress(packed: memoryview | bytes, out: np.ndarray | None = None) -> Any:
+def max_encoded_bytes(spec: ArraySpec) -> int:
+    """More than any encoder makes of one inner chunk: what is larger is refused before it is read."""
+    return 2 * (MAX_TEXT_CHUNK_BYTES if spec.is_text else spec.chunk_bytes) + 2**20
+
+
+def decompress(packed: memoryview | bytes, size: int) -> np.ndarray:
+    """Decompress zstd to exactly `size` bytes, uint8 (size,).
+
+    The head of a frame says how large it is, but says nothing of frames after it: so it is decompressed into memory of
+    the size that is expected, which zstd does not go beyond.
+
+    Raises:
+        CorruptDataError: It does not decompress, or not to that size.
+    """
+    out = np.empty(size, np.uint8)
+    _decompress(packed, out)
+    return out
+
+
+def _decompress(packed: memoryview | bytes, out: np.ndarray) -> None:
     try:
-        return zstd.decompress(packed, out)
+        zstd.decompress(packed, out)
     except (RuntimeError, ValueError) as error:  # ValueError: more content than `out` takes
         raise CorruptDataError(f"zstd cannot decode the chunk: {error}") from error
 

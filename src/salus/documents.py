@@ -16,8 +16,13 @@ from .errors import CorruptDataError, InvalidInputError
 
 MAX_BYTES = 256 * 2**20
 MAX_DEPTH = 64
+"""Levels of nesting: half of them are for metadata, which may have 32."""
+MAX_VALUES = 2**22
+"""Values, keys and containers: each takes up to a hundred bytes of memory, however few it takes in the file."""
 
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _DIGEST = b',"digest":"sha256:%b"}'
+_SEAL_VALUES = 8
 _DIGEST_SIZE = len(_DIGEST) - len(b"%b") + 64
 
 
@@ -30,10 +35,12 @@ def seal(document: dict[str, Any]) -> bytes:
     content = {key: value for key, value in document.items() if key != "digest"}
     content["write_id"] = secrets.token_hex(16)
     body = canonical(content)[:-1]
-    if _is_deep(body, content):
-        raise InvalidInputError(f"document nested deeper than {MAX_DEPTH} levels: no reader would take it")
     if len(body) + _DIGEST_SIZE > MAX_BYTES:
         raise InvalidInputError(f"document of {len(body)} bytes, expected at most {MAX_BYTES}: no reader would take it")
+    if (count := _num_values(body)) > MAX_VALUES - _SEAL_VALUES or _is_deep(body + b"}", content):
+        raise InvalidInputError(
+            f"document of {count} values, expected at most {MAX_VALUES} in {MAX_DEPTH} levels: no reader would take it"
+        )
     return body + _DIGEST % hashlib.sha256(body).hexdigest().encode()
 
 
@@ -71,6 +78,8 @@ def parse(body: bytes, *, key: str) -> dict[str, Any]:
     """
     if len(body) > MAX_BYTES:
         raise CorruptDataError(f"JSON of {len(body)} bytes, expected at most {MAX_BYTES}; {key}")
+    if (count := _num_values(body)) > MAX_VALUES:  # before they are made
+        raise CorruptDataError(f"JSON of {count} values, expected at most {MAX_VALUES}; {key}")
     try:
         document = json.loads(
             body, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant, parse_float=_finite
@@ -96,20 +105,29 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text[:20]} is more than a float64 holds")
-    return number
+    value = float(text)
+    if math.isinf(value):  # 1e999
+        raise ValueError("a number that no float64 holds")
+    return value
 
 
-def _is_deep(body: bytes, value: Any) -> bool:
-    """Whether `value`, of which `body` is the JSON text, has more levels than MAX_DEPTH."""
-    if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+def _num_values(body: bytes) -> int:
+    """At least as many as there are: commas in text are counted, too. A short text is not looked at."""
+    return len(body) if len(body) <= MAX_VALUES // 2 else sum(map(body.count, (b",", b"[", b"{", b":")))
+
+
+def _is_deep(body: bytes, document: Any) -> bool:
+    """Whether `document`, whose text is `body`, is nested deeper than `MAX_DEPTH`."""
+    if len(body.translate(None, _NO_BRACKETS)) <= 2 * MAX_DEPTH:
         return False
-    level = [value]
+    level = [document]
     for _ in range(MAX_DEPTH):
-        inside = [item.values() if isinstance(item, dict) else item for item in level]
-        level = [item for items in inside for item in items if isinstance(item, dict | list)]
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, dict | list | tuple)
+        ]
         if not level:
             return False
     return True

@@ -20,6 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+MAX_LISTED = 50
+"""Problems that one error spells out; a hostile schema has as many as it likes."""
+
 
 class SalusError(Exception):
     """Base of every error that SALUS raises on purpose. `exit_status` is what the `salus` command exits with."""
@@ -37,7 +40,9 @@ class InvalidInputError(SalusError, ValueError):
         """One error for all `problems` of one `subject`."""
         if len(problems) == 1:
             return cls(f"{subject}: {problems[0]}")
-        lines = "".join(f"\n  - {problem}" for problem in problems)
+        lines = "".join(f"\n  - {problem}" for problem in problems[:MAX_LISTED])
+        if len(problems) > MAX_LISTED:
+            lines += f"\n  - and {len(problems) - MAX_LISTED} more"
         return cls(f"{subject}: {len(problems)} problems:{lines}")
 
 

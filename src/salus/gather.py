@@ -25,7 +25,7 @@ import numpy as np
 from . import buffers
 from .caches import Cache, ChunkBlock
 from .codecs import decode_chunk, decode_chunks
-from .errors import CorruptDataError
+from .errors import CorruptDataError, InvalidInputError
 from .layout import ArraySpec, recorded_arrays
 from .log.entries import Entry
 from .schema import Schema
@@ -126,6 +126,7 @@ class Reader:
 
         Raises:
             CorruptDataError: Bytes are missing or changed. Names episode, array, steps and shard.
+            InvalidInputError: More at once than memory takes.
             StorageError: They cannot be read.
         """
         state = self._fresh_state()
@@ -140,7 +141,7 @@ class Reader:
         repeated = []
         for request in requests:
             spec = request.spec
-            out = empty((*request.steps.shape, *spec.stored_step_shape), spec.numpy_dtype)
+            out = _allocated(empty, request)
             flat = out.reshape(-1, *spec.stored_step_shape)
             outputs.append(spec.as_seen(flat).reshape(*request.steps.shape, *spec.step_shape))
             if _is_of_images(request):
@@ -488,4 +489,17 @@ def _goes_not_on(values: np.ndarray, distance: int) -> np.ndarray:
 def _located(error: CorruptDataError, spec: ArraySpec, entry: Entry, first: int, last: int) -> CorruptDataError:
     steps = f"step {first}" if first == last else f"steps {first} .. {last}"
     key = spec.shard_key(entry.slot, first // spec.segment_steps)
-    return CorruptDataError(f"episode {entry.uid}, {spec.name!r}, {steps}: {error}; {key}")
+    what = str(error).removesuffix(f"; {key}")  # the storage names it, too
+    return CorruptDataError(f"episode {entry.uid}, {spec.name!r}, {steps}: {what}; {key}")
+
+
+def _allocated(empty: Empty, request: Request) -> np.ndarray:
+    spec = request.spec
+    try:
+        return empty((*request.steps.shape, *spec.stored_step_shape), spec.numpy_dtype)
+    except (MemoryError, ValueError) as error:  # ValueError: more than numpy can count
+        nbytes = request.steps.size * spec.step_bytes
+        raise InvalidInputError(
+            f"read: {request.steps.size} steps of {spec.name!r} are {nbytes} bytes, more than memory takes; "
+            "read fewer at once"
+        ) from error

@@ -71,11 +71,11 @@ class Outcome:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Outcome:
-        """The outcome of a record; raises KeyError, TypeError or ValueError where it is none."""
-        step = value["step"]
-        if step is not None and (type(step) is not int or not 0 <= step < 2**31):
-            raise ValueError(f"a failure at step {step!r}")
-        return cls(value["result"], value["kind"], value["step"])
+        """The outcome of a record; raises KeyError, TypeError or InvalidInputError where it is none."""
+        result, kind, step = value["result"], value["kind"], value["step"]
+        if not isinstance(kind, str | None) or not (step is None or (type(step) is int and 0 <= step < 2**31)):
+            raise TypeError(f"outcome with kind {kind!r} and step {step!r}")
+        return cls(result, kind, step)
 
 
 @dataclass(frozen=True)

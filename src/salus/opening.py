@@ -197,13 +197,12 @@ def _plain_zarr(storage: Storage) -> str | None:
     found = []
     for name in sorted(storage.list("")):
         try:
-            metadata = documents.parse(storage.get(f"{name}/zarr.json") or b"", key=name)
+            text = storage.get(f"{name}/zarr.json")
+            metadata: dict[str, Any] = {} if text is None else documents.parse(text, key=name)
         except CorruptDataError:
             continue
         if metadata.get("node_type") == "array":
-            found.append(f"{name} {metadata.get('data_type')} {_shape(metadata.get('shape'))}")
+            shape = metadata.get("shape")
+            shown = tuple(shape) if isinstance(shape, list) else shape
+            found.append(f"{name} {metadata.get('data_type')} {shown}"[:200])
     return "; ".join(found) or "no arrays"
-
-
-def _shape(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -33,6 +32,7 @@ MAX_STEP_BYTES = 2**30
 MAX_CODECS = 16
 MAX_CLOCKS = 64
 MAX_FEATURES = 4096
+MAX_FAILURE_KINDS = 1024
 MAX_SEGMENT_STEPS = 65536
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
@@ -261,7 +261,7 @@ class Schema:
         features: Feature by name. Names are letters, digits, `_`, `-`, joined by "." where observations are nested
             (`observation.images.front`).
         rate_hz: Steps per second that the recording aims at. Real stamps are kept beside it.
-        failure_kinds: The kinds of failure, in the order of the labels' last axis.
+        failure_kinds: The kinds of failure, in the order of the labels' last axis; at most 1,024.
         horizons: How far ahead a failure is to be predicted, for `episode.labels`: whole steps, or a
             `salus.labels.Horizons` in seconds.
         segment_steps: Steps per shard file, 2 … 65536.
@@ -315,16 +315,18 @@ class Schema:
         if not _is_rate(self.rate_hz):
             yield f"rate_hz: got {self.rate_hz!r}, expected a number above 0"
         yield from self._clock_problems()
-        times = Counter(kind for kind in self.failure_kinds if isinstance(kind, str))
-        for kind in self.failure_kinds:
-            if not isinstance(kind, str) or not _KIND.fullmatch(kind) or times[kind] > 1:
-                yield f"failure_kinds: got {kind!r}, expected distinct words"
         if (
             isinstance(self.segment_steps, bool)
             or not isinstance(self.segment_steps, int)
             or not 2 <= self.segment_steps <= MAX_SEGMENT_STEPS
         ):
             yield f"segment_steps: got {self.segment_steps!r}, expected 2 .. {MAX_SEGMENT_STEPS}"
+        if len(self.failure_kinds) > MAX_FAILURE_KINDS:
+            yield f"failure_kinds: got {len(self.failure_kinds)}, expected at most {MAX_FAILURE_KINDS}"
+            return
+        for kind in self.failure_kinds:
+            if not isinstance(kind, str) or not _KIND.fullmatch(kind) or self.failure_kinds.count(kind) > 1:
+                yield f"failure_kinds: got {kind!r}, expected distinct words"
 
     def _clock_problems(self) -> Iterable[str]:
         if len(self.clocks) > MAX_CLOCKS:
@@ -371,7 +373,7 @@ class Schema:
     def segment_steps_of(self, clock: str) -> int:
         """Steps per shard file of a clock: a multiple of `segment_steps` that takes about as long as a segment does."""
         most = MAX_SEGMENT_STEPS // self.segment_steps
-        return self.segment_steps * max(1, round(min(self.rate_of(clock) / self.rate_hz, most)))
+        return self.segment_steps * round(min(max(1, self.rate_of(clock) / self.rate_hz), most))
 
     @property
     def recorded(self) -> dict[str, Feature]:
@@ -491,6 +493,10 @@ class Schema:
             for entry in document["features"]:
                 values = dict(entry)
                 name, kind = values.pop("name"), _KINDS[values.pop("kind")]
+                if values.get("dtype") not in kind._dtypes():  # numpy would understand much more
+                    raise ValueError(f"{name!r}: dtype {values.get('dtype')!r}")
+                if name in features:
+                    raise ValueError(f"{name!r}: twice")
                 computed = {key for key, item in kind.__dataclass_fields__.items() if not item.init}
                 features[name] = kind(**{key: value for key, value in values.items() if key not in computed})
             horizons = Horizons(tuple(document["horizons"]["values"]), document["horizons"]["unit"])
@@ -502,7 +508,7 @@ class Schema:
                 segment_steps=document["segment_steps"],
                 clocks=document.get("clocks", {}),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FormatError(f"schema: this version of salus cannot read it: {error}") from error
 
 

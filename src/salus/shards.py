@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .codecs import crc32c
+from .codecs import crc32c, max_encoded_bytes
 from .errors import CorruptDataError
 from .layout import ArraySpec
 from .storage import StoredFile
@@ -126,6 +126,7 @@ class ShardIndex:
     Args:
         tail: The end of the file: one (offset, size) pair of uint64 per inner chunk, then the crc32c of these.
         end: Where the index starts, so where the chunks end.
+        max_chunk: Bytes that an inner chunk may have at most.
 
     Raises:
         CorruptDataError: The crc32c does not hold.
@@ -133,25 +134,28 @@ class ShardIndex:
     Thread-safety: safe; it does not change.
     """
 
-    __slots__ = ("_end", "_tail")
+    __slots__ = ("_end", "_max_chunk", "_tail")
 
-    def __init__(self, tail: bytes, end: int) -> None:
+    def __init__(self, tail: bytes, end: int, max_chunk: int = MISSING) -> None:
         if end < 0 or crc32c(tail[:-INDEX_CHECKSUM_BYTES]) != int.from_bytes(tail[-INDEX_CHECKSUM_BYTES:], "little"):
             raise CorruptDataError("the shard index does not hold its crc32c")
         self._tail = tail
         self._end = end
+        self._max_chunk = max_chunk
 
     def place(self, chunk: int) -> tuple[int, int]:
         """Offset and size of one inner chunk.
 
         Raises:
-            CorruptDataError: It is not there, or lies outside the file.
+            CorruptDataError: It is not there, lies outside the file, or is larger than an encoder makes it.
         """
         offset, size = place = _PLACE.unpack_from(self._tail, chunk * 16)
         if not 0 < size <= self._end - offset:
             if offset == size == MISSING:
                 raise CorruptDataError(f"the shard index lacks chunk {chunk}")
             raise CorruptDataError(f"the shard index points outside its {self._end} bytes: chunk {chunk}")
+        if size > self._max_chunk:  # before so much is read
+            raise CorruptDataError(f"chunk {chunk} has {size} bytes, expected at most {self._max_chunk}")
         return place
 
 
@@ -174,13 +178,15 @@ class ShardReader:
         self._file = file
         self._whole: bytes | None = None
         index_size = spec.chunks_per_shard * _PLACE.size + INDEX_CHECKSUM_BYTES
-        end = file.size - index_size
-        if spec.chunk_steps == spec.segment_steps > 1:  # all but the index is one chunk: one read, not two
+        end, max_chunk = file.size - index_size, max_encoded_bytes(spec)
+        if (
+            spec.chunk_steps == spec.segment_steps > 1 and end <= max_chunk
+        ):  # all but the index is one chunk: one read, not two
             self._whole = file.read(0, file.size)
             tail = self._whole[max(end, 0) :]
         else:
             tail = file.read(max(end, 0), index_size)
-        self.index = ShardIndex(tail, end)
+        self.index = ShardIndex(tail, end, max_chunk)
 
     def chunk(self, number: int) -> bytes:
         """The encoded bytes of one inner chunk."""

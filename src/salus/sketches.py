@@ -17,7 +17,8 @@ from typing import Any, Self
 import numpy as np
 from numcodecs import zstd
 
-from .codecs import declared_size
+from .codecs import declared_size, decompress
+from .errors import CorruptDataError
 
 RECORD_K = 64
 """Accuracy of the sketches in a record: 428 bytes for 200 values."""
@@ -77,8 +78,8 @@ class Histogram:
         if declared_size(packed) != size * _LEVELS * 8:  # before anything is allocated
             raise ValueError(f"a histogram of {declared_size(packed)} bytes, expected {size} × {_LEVELS} × 8")
         try:
-            counts = np.frombuffer(zstd.decompress(packed), "<u8").reshape(size, _LEVELS)
-        except RuntimeError as error:
+            counts = decompress(packed, size * _LEVELS * 8).view("<u8").reshape(size, _LEVELS)
+        except CorruptDataError as error:
             raise ValueError(f"a histogram that does not decompress: {error}") from error
         if (counts > _MAX_COUNT // _LEVELS).any():
             raise ValueError("a histogram that counts too much")

@@ -159,10 +159,6 @@ def test_what_is_absent(storage: Storage) -> None:
     assert storage.get(KEY) is None
     assert storage.list("_salus/log") == []
     assert storage.open_shard("images/c.0.0") is None
-    storage.put_new("images", b"an object, where a folder is asked for")
-    assert storage.get("images/c.0.0") is None
-    assert storage.list("images") == []
-    assert storage.open_shard("images/c.0.0") is None
     storage.sync("nothing/there")
 
 

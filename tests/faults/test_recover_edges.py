@@ -114,10 +114,10 @@ def test_a_journal_of_zeros_is_aborted(path: Path) -> None:
 def test_a_journal_that_the_disk_refuses_is_a_typed_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal, plain_open = dead(path, 3), os.open
 
-    def refusing(file: Any, *more: Any, **named: Any) -> int:
-        if file == journal:
+    def refusing(file: Any, flags: int, *more: Any, **named: Any) -> int:
+        if file == journal.name and not flags & os.O_DIRECTORY:  # relative to its folder
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
-        return plain_open(file, *more, **named)
+        return plain_open(file, flags, *more, **named)
 
     monkeypatch.setattr(os, "open", refusing)
     with pytest.raises(salus.StorageError, match="Input/output error"):

@@ -36,7 +36,7 @@ from salus.recorder.replay import check_finished, open_parts, read_start, replay
 from salus.recorder.salvaged_statistics import read_statistics
 from salus.schema import STEP, Schema
 from salus.shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, ShardReader
-from salus.storage import open_local
+from salus.storage import LocalStorage
 from salus.verification.shards import ExpectedShard, InMemory, check_shards
 
 from .document_targets import check_readable
@@ -241,7 +241,7 @@ def _names() -> Target:
 
 
 def journal_target(examples: Examples) -> Target:
-    storage = open_local(examples.running.root)
+    storage = LocalStorage(examples.running.root)
     slot = examples.running_slot
     path = storage.path(journal_key(slot))
     revisions = Revisions(storage)

@@ -27,7 +27,7 @@ from salus.log.revisions import read_revisions
 from salus.log.snapshot import Snapshot, load
 from salus.recorder.replay import read_start, replay
 from salus.schema import STEP
-from salus.storage import LocalStorage, StoredFile, open_local
+from salus.storage import LocalStorage, StoredFile
 from salus.verification.shards import InMemory
 
 from .mutators import seal, to_text, unsealed
@@ -208,7 +208,7 @@ def make_examples(folder: Path) -> Examples:
 
 def _copy_running(path: Path, target: Path, *, slot: int) -> LocalStorage:
     """The dataset while an episode is running, once all of its steps are in its journal."""
-    storage = open_local(path)
+    storage = LocalStorage(path)
     specs = {spec.name: spec for spec in recorded_arrays(SCHEMA)}
     wanted = {STEP: RUNNING_STEPS, "joints": 2 * RUNNING_STEPS}
     deadline = time.monotonic() + 30
@@ -222,7 +222,7 @@ def _copy_running(path: Path, target: Path, *, slot: int) -> LocalStorage:
             raise TimeoutError("the journal did not get all steps")
         time.sleep(0.05)
     shutil.copytree(path, target)
-    return open_local(target)
+    return LocalStorage(target)
 
 
 def _objects(path: Path) -> dict[str, bytes]:
@@ -241,7 +241,7 @@ def _small(path: Path) -> dict[str, bytes]:
 
 
 def _examples(path: Path, running: LocalStorage, small: dict[str, bytes]) -> Examples:
-    storage = open_local(path)
+    storage = LocalStorage(path)
     objects = _objects(path)
     schemas = read_revisions(storage)
     arrays = [recorded_arrays(schema) for schema in schemas]

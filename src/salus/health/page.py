@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
-from html import escape
 
 from .findings import SEVERITIES, Finding, Group, HealthReport, Plot
 
@@ -187,3 +187,8 @@ def _rules(report: HealthReport) -> str:
         + "\n".join(rows)
         + "</table></div></details>"
     )
+
+
+def escape(text: str) -> str:
+    """Text out of a dataset, as HTML that means nothing else; what has no UTF-8 form is spelled out."""
+    return html.escape(text.encode("utf-8", "backslashreplace").decode())

@@ -48,16 +48,16 @@ class Amendment:
     def from_json(cls, value: dict[str, Any], *, key: str) -> Amendment:
         """Raises CorruptDataError, naming `key`, where it is no amendment."""
         try:
-            made = cls(tuple(value["uids"]), value["change"], value["value"], str(value["author"]), value["time_ns"])
-            if not all(isinstance(uid, str) for uid in made.uids):
-                raise TypeError(f"uids {made.uids}")
+            made = cls(tuple(value["uids"]), value["change"], value["value"], value["author"], value["time_ns"])
+            if not all(isinstance(text, str) for text in (*made.uids, made.author)):
+                raise TypeError("uids or author that are no text")
             if type(made.time_ns) is not int or not 0 <= made.time_ns < 2**63:
                 raise ValueError(f"time {made.time_ns!r}")
             if made.change == "outcome":
                 Outcome.from_json(made.value)
             elif made.change == "metadata":
                 if not isinstance(made.value, dict):
-                    raise TypeError(f"metadata {made.value!r}")
+                    raise TypeError(f"metadata {type(made.value).__name__}")
             elif made.change == "quarantine":
                 if not isinstance(made.value, str):
                     raise TypeError(f"quarantine because of {made.value!r}")

@@ -111,7 +111,7 @@ def read_claim(storage: Storage, slot: int) -> Claim | None:
     document = documents.unseal(body, key=key)
     texts = [document.get(name) for name in ("uid", "host", "boot_id")]
     numbers = [document.get(name) for name in ("pid", "process_start", "time_ns")]
-    sound = all(isinstance(value, str) for value in texts) and is_uid(texts[0])
+    sound = is_uid(texts[0]) and all(isinstance(value, str) for value in texts)
     if not sound or not all(type(value) is int and 0 <= value < 2**63 for value in numbers):
         raise CorruptDataError(f"claim: not understood; {key}")
     claim = Claim(slot, *texts, *numbers)  # type: ignore[arg-type]  # just looked at

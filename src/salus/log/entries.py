@@ -11,7 +11,7 @@ import numpy as np
 from numcodecs import zstd
 
 from .. import documents
-from ..codecs import declared_size
+from ..codecs import declared_size, decompress
 from ..errors import CorruptDataError
 from ..labels import Outcome
 from ..layout import ArraySpec, record_key
@@ -416,6 +416,8 @@ class Entries(Sequence[Entry]):
             stored = sum(len(value["columns"][name]) for name in _COLUMNS)
             if num_rows * _ROW.itemsize > _FREE_BYTES + _MAX_RATIO * stored:
                 raise ValueError(f"{num_rows} rows in {stored} bytes")
+            # Slots that rise take room in the file, too: so they are looked at before the rest takes memory.
+            _check_slots(_unpacked(value["columns"]["slot"], _ROW["slot"], num_rows))
             rows = np.zeros(num_rows, _ROW)
             for name in _COLUMNS:
                 rows[name] = _unpacked(value["columns"][name], _ROW[name], num_rows)
@@ -427,7 +429,7 @@ class Entries(Sequence[Entry]):
             problems = list(_problems(rows, sizes, texts, clocks))
             if problems:
                 raise ValueError("; ".join(problems))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, CorruptDataError) as error:
             raise CorruptDataError(f"episode table: not understood: {error!r}; {key}") from error
         return cls(rows, sizes, texts, clocks)
 
@@ -476,13 +478,15 @@ def _clocks_from(columns: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
     return clocks
 
 
+def _check_slots(slots: np.ndarray) -> None:
+    if (np.diff(slots) <= 0).any():
+        raise ValueError("slots out of order")
+    if len(slots) and slots[-1] >= len(slots) + MAX_OPEN_SLOTS:
+        raise ValueError(f"slot {slots[-1]} among {len(slots)}")
+
+
 def _problems(rows: np.ndarray, sizes: np.ndarray, texts: tuple[str, ...], clocks: np.ndarray) -> Iterator[str]:
     """What no writer would have written; the digest finds accidents before this does."""
-    slots = rows["slot"]
-    if (np.diff(slots) <= 0).any():
-        yield "slots out of order"
-    if len(rows) and slots[-1] >= len(rows) + MAX_OPEN_SLOTS:
-        yield f"slot {slots[-1]} among {len(rows)}"
     numbers = [name for name in _COLUMNS if _ROW[name].kind == "i"]
     yield from (f"{name} below {_LEAST.get(name, 0)}" for name in numbers if (rows[name] < _LEAST.get(name, 0)).any())
     if (sizes < 0).any():
@@ -515,7 +519,8 @@ def _unpacked(text: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
     most = min(MAX_TABLE_BYTES, _FREE_BYTES + _MAX_RATIO * len(packed))
     if declared != count * dtype.itemsize or declared > most:  # before anything is allocated
         raise ValueError(f"a column of {declared} bytes, expected {count} × {dtype.itemsize}")
-    return np.frombuffer(zstd.decompress(packed), dtype, count)
+    values: np.ndarray = decompress(packed, declared).view(dtype)
+    return values
 
 
 def _uid_text(digits: str) -> str:

@@ -97,7 +97,7 @@ def _mark(root: dict[str, Any] | None) -> dict[str, Any] | None:
             "amendments": int(mark["amendments"]),
             "longest": {clock: int(arrays[stamps_name(clock)]["shape"][1]) for clock in clocks},
         }
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         return None
 
 
@@ -153,7 +153,7 @@ class _RowWriter:
         objects = {}
         for chunk, some in changed.items():
             key = f"{name}/c.{chunk}"
-            body = self._storage.get(key)
+            body = _get_derived(self._storage, key)
             values = None if whole or body is None else decode_index(name, body)
             slots = some
             if values is None:  # lost or mangled: all rows of the chunk are built again
@@ -217,7 +217,9 @@ class _RowWriter:
                 continue  # its stamps do not hold: readers of the episode are told, and plain readers see NaN
             for spec in derived:
                 shards = _derived_shards(spec, entry, labels)
-                self._storage.put({key: body for key, body in shards.items() if self._storage.get(key) != body})
+                self._storage.put(
+                    {key: body for key, body in shards.items() if _get_derived(self._storage, key) != body}
+                )
 
     def _labels(self, entry: Entry, schema: Schema) -> np.ndarray:
         horizons, stamps = schema.label_horizons, None
@@ -276,18 +278,24 @@ def _put_metadata(
 
 def _put_json(storage: Storage, key: str, document: dict[str, Any]) -> None:
     body = metadata_bytes(document)
-    if storage.get(key) != body:
+    if _get_derived(storage, key) != body:
         storage.put({key: body})
 
 
 def _read_json(storage: Storage, key: str) -> dict[str, Any] | None:
-    body = storage.get(key)
-    if body is None:
-        return None
+    body = _get_derived(storage, key)
     try:
-        return documents.parse(body, key=key)
+        return None if body is None else documents.parse(body, key=key)
     except CorruptDataError:
         return None  # derived: it is written anew
+
+
+def _get_derived(storage: Storage, key: str) -> bytes | None:
+    """A derived object; None where it is not there, or something else is: it is written anew, over that."""
+    try:
+        return storage.get(key)
+    except CorruptDataError:
+        return None
 
 
 def _empty(name: str) -> Any:

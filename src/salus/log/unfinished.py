@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import CorruptDataError, StorageError
+from ..errors import CorruptDataError
 from ..layout import journal_key
-from ..storage import LocalStorage, Storage
+from ..storage import LocalStorage, Storage, open_plain
 from .claims import Claim, claimed_slots, read_claim
 from .snapshot import Snapshot, read_record
 
@@ -90,20 +91,15 @@ def state_of(storage: Storage, claim: Claim) -> State:
     where there is no journal, the process itself is looked for.
 
     Raises:
+        CorruptDataError: Something that is no plain file is in the place of the journal.
         StorageError: The journal cannot be looked at.
     """
     if not claim.is_of_this_host:
         return "other host"
     locked = begun = False
     if isinstance(storage, LocalStorage):
-        path = storage.path(journal_key(claim.slot))
-        try:
-            if path.is_file() and not path.is_symlink():
-                locked, begun = is_locked(path), path.stat().st_size > 0
-        except FileNotFoundError:  # it ended in this moment
-            locked = begun = False
-        except OSError as error:
-            raise StorageError(f"read {journal_key(claim.slot)}: {error.strerror}; {path}") from error
+        with suppress(FileNotFoundError):  # it has none, or ended in this moment
+            locked, begun = _look_at(storage.open_file(journal_key(claim.slot)))
     if locked:
         return "recording" if claim.process_lives else "recovering"
     return "recording" if claim.process_lives and not begun else "dead"
@@ -111,11 +107,16 @@ def state_of(storage: Storage, claim: Claim) -> State:
 
 def is_locked(path: Path) -> bool:
     """Whether the process that writes this journal still lives: it holds the lock."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return _look_at(open_plain(path)[0])[0]
+
+
+def _look_at(journal: int) -> tuple[bool, bool]:
+    """Whether it is locked, and whether anything is in it; closes it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        begun = os.fstat(journal).st_size > 0
+        fcntl.flock(journal, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return True, begun
     finally:
-        os.close(descriptor)
-    return False
+        os.close(journal)
+    return False, begun

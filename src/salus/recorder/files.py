@@ -85,7 +85,7 @@ class EpisodeFiles:
         self._storage = storage
         self._specs = specs
         self._clocks = {spec.clock: _Clock(spec.clock, spec.segment_steps) for spec in specs.values()}
-        self._folder = storage.path(journal_folder(slot))
+        self._folder = storage.checked_folder(journal_folder(slot))
         self._shards: dict[str, ShardWriter] = {}
         self._finished: list[ShardInfo] = []
         self._noted = False

@@ -24,10 +24,12 @@ from typing import Any
 from .. import documents
 from ..codecs import crc32c
 from ..log.unfinished import is_locked as is_alive
+from ..storage import open_plain
 
 __all__ = ["NAME", "Frame", "JournalWriter", "is_alive", "read_journal"]
 
 NAME = "journal"
+MAX_FRAME_BYTES = 2**30
 _HEADER = 8
 
 
@@ -74,14 +76,14 @@ def read_journal(path: Path) -> Iterator[Frame]:
     """The whole frames of a journal, up to the first that a crash cut or tore. Cost: memory of one frame.
 
     Raises:
-        CorruptDataError: A frame that holds its checksum, but is not one that this version knows.
+        CorruptDataError: A frame that holds its checksum, but is not one that this version knows; or no plain file.
     """
-    with path.open("rb") as file:
-        remaining = os.fstat(file.fileno()).st_size
+    descriptor, remaining = open_plain(path)
+    with os.fdopen(descriptor, "rb") as file:
         while len(header := file.read(_HEADER)) == _HEADER:
             size, remaining = int.from_bytes(header[:4], "little"), remaining - _HEADER
-            if size == 0 or size > remaining:  # zeros: a power cut kept the file's size, and not its bytes
-                return
+            if size == 0 or size > min(remaining, MAX_FRAME_BYTES):
+                return  # torn. Zeros: a power cut kept the file's size, and not its bytes
             payload, remaining = file.read(size), remaining - size
             if len(payload) < size or crc32c(payload) != int.from_bytes(header[4:], "little"):
                 return

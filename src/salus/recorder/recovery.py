@@ -7,9 +7,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from ..codecs import encode_chunk
@@ -189,7 +188,10 @@ class _Recoverer:
             return RecoveredEpisode("", slot, "left", lost_steps=None, reason=str(error))
         if claim is None or _is_decided(self._storage, slot):
             return None
-        state = state_of(self._storage, claim)
+        try:
+            state = state_of(self._storage, claim)
+        except CorruptDataError as error:  # a link, or a named pipe, in the place of its journal
+            return _left(claim, str(error))
         if state == "recording":
             return _left(claim, f"its process {claim.pid} is alive")
         if state == "other host":
@@ -197,7 +199,7 @@ class _Recoverer:
             if not self._force:
                 return _left(claim, f"{reason}; recover it there, or give it up with force")
             return self._abort(claim, reason, lost_steps=None)
-        with _locked(self._storage.path(journal_key(slot))) as lock:
+        with _locked(self._storage, slot) as lock:
             if lock == "taken":
                 return _left(claim, "another process recovers it")
             if _is_decided(self._storage, slot):
@@ -207,7 +209,7 @@ class _Recoverer:
     def _without_journal(self, claim: Claim) -> RecoveredEpisode:
         specs = self._revisions.recorded_arrays(0)
         placed = next(
-            (key for spec in specs if self._storage.path(key := spec.shard_key(claim.slot, 0)).exists()), None
+            (key for spec in specs if os.path.lexists(self._storage.path(key := spec.shard_key(claim.slot, 0)))), None
         )
         if placed is None or self._force or not claim.has_journal:
             reason = "no step was written"
@@ -308,7 +310,7 @@ class _Recoverer:
         if part.in_place and part.file is not None:
             self._storage.sync_folder(self._storage.path(key).parent, key)
             return describe(key, part.file)
-        folder = self._storage.path(journal_folder(slot)) / "recovered"
+        folder = self._storage.checked_folder(f"{journal_folder(slot)}/recovered")
         folder.mkdir(exist_ok=True)
         path = folder / f"{spec.name}.{number}.shard"
         path.unlink(missing_ok=True)  # of a recoverer that died
@@ -364,10 +366,10 @@ def _is_decided(storage: LocalStorage, slot: int) -> bool:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[Literal["ours", "taken", "absent"]]:
+def _locked(storage: LocalStorage, slot: int) -> Iterator[Literal["ours", "taken", "absent"]]:
     """The exclusive lock on a journal, so that one process recovers it; waits for those who only look."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = storage.open_file(journal_key(slot))
     except FileNotFoundError:
         yield "absent"
         return
@@ -395,6 +397,6 @@ def sweep(storage: LocalStorage) -> None:
         slot = number_in(name)
         if slot is None or not _is_decided(storage, slot):
             continue
-        with _locked(storage.path(journal_key(slot))) as lock:
+        with suppress(CorruptDataError), _locked(storage, slot) as lock:  # links and pipes stay, for `verify` to name
             if lock != "taken":
                 shutil.rmtree(storage.path(journal_folder(slot)), ignore_errors=True)  # harmless: it is decided

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..codecs import crc32c, decode_chunk
+from ..codecs import crc32c, decode_chunk, max_encoded_bytes
 from ..errors import CorruptDataError
 from ..labels import Outcome
 from ..layout import ArraySpec, journal_key
@@ -23,7 +22,7 @@ from ..log.records import is_uid
 from ..metadata import check_metadata
 from ..schema import STEP
 from ..shards import ShardInfo, ShardReader
-from ..storage import LocalStorage, StoredFile
+from ..storage import LocalStorage, StoredFile, open_plain
 from .journal import Frame, read_journal
 
 _BLOCK = 2**22
@@ -205,7 +204,9 @@ def _add(slot: int, clock: Clock, frame: Frame) -> None:
         segment.rows.setdefault(name, []).append(array)
     for name, places in document["chunks"].items():
         pairs = [(int(offset), int(size)) for offset, size in places]
-        if len(pairs) != count or any(offset < 0 or size <= _CHECKSUM for offset, size in pairs):
+        if len(pairs) != count or any(
+            offset < 0 or not _CHECKSUM < size <= max_encoded_bytes(specs[name]) for offset, size in pairs
+        ):
             raise ValueError(f"{len(pairs)} chunks of {name!r} for {count} steps")
         segment.places.setdefault(name, []).extend(pairs)
     found = segment.rows.keys() | segment.places.keys()
@@ -348,11 +349,6 @@ class _ProgressFile:
 
 def _in_progress(path: Path) -> StoredFile | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return _ProgressFile(*open_plain(path))
     except FileNotFoundError:
         return None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise CorruptDataError(f"a shard in progress that is no plain file; {path}")
-    return _ProgressFile(descriptor, status.st_size)

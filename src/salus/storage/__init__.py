@@ -7,10 +7,20 @@ from pathlib import Path
 
 from ..errors import InvalidInputError
 from .base import Found, Storage, StoredFile
+from .beneath import open_plain
 from .local import LocalStorage
 from .objects import ObjectStorage, StorageOptions, is_url
 
-__all__ = ["Found", "LocalStorage", "ObjectStorage", "Storage", "StorageOptions", "StoredFile", "open_storage"]
+__all__ = [
+    "Found",
+    "LocalStorage",
+    "ObjectStorage",
+    "Storage",
+    "StorageOptions",
+    "StoredFile",
+    "open_plain",
+    "open_storage",
+]
 
 
 def open_storage(path: str | os.PathLike[str], options: StorageOptions | None = None) -> Storage:

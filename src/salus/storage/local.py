@@ -12,7 +12,6 @@ import errno
 import fcntl
 import os
 import secrets
-import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,12 @@ from ..errors import (
     SalusError,
     StorageError,
 )
+from . import beneath
 from .base import Found, Result, Storage, StoredFile
+
+MAX_OBJECT_BYTES = 2**28 + 2**22
+"""What is read whole: documents, and chunks of index arrays, which hold at most 2²⁸ bytes before compression."""
+LOCK = "_salus/publish.lock"
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _RENAME_NOREPLACE = 1
@@ -60,8 +64,6 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._durable: set[Path] = set()
-        self._plain: set[Path] = set()
-        self._plain_keys: set[str] = set()
         self._root_text = str(root)
 
     @property
@@ -71,6 +73,30 @@ class LocalStorage:
     def path(self, key: str) -> Path:
         return self.root / key
 
+    def checked_folder(self, key: str) -> Path:
+        """The path of a folder that files are to be made in: no part of it below the root is a link.
+
+        Raises:
+            CorruptDataError: A part of it is no plain folder.
+        """
+        with _reading(key), suppress(FileNotFoundError):
+            beneath.check_folder(self._root_text, key)
+        return self.path(key)
+
+    def open_file(self, key: str) -> int:
+        """A descriptor for reading, which the caller closes.
+
+        Raises:
+            FileNotFoundError: Nothing is there.
+            CorruptDataError, StorageError: As `get`.
+        """
+        try:
+            return beneath.open_file(self._root_text, key)[0]
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _unreadable(error, key) from error
+
     # --- writing -----------------------------------------------------------------------------------------------
 
     def put_new(self, key: str, body: bytes) -> None:
@@ -79,7 +105,7 @@ class LocalStorage:
             self.make_folder(target.parent)
             temporary = _write_temporary(target, body)
         try:
-            self._place(temporary, target, key, same=partial(_holds, target, key, body), remove=True)
+            self._place(temporary, target, key, same=partial(self._holds, key, body), remove=True)
         finally:
             with suppress(OSError):  # a left-over temporary file is garbage, never data
                 temporary.unlink()
@@ -141,7 +167,7 @@ class LocalStorage:
                 failed[key] = unknown[target.parent]
             elif key in doubtful:
                 try:
-                    self._read_back(target, key, doubtful[key], same=partial(_holds, target, key, objects[key]))
+                    self._read_back(target, key, doubtful[key], same=partial(self._holds, key, objects[key]))
                 except SalusError as error:
                     failed[key] = error
         return failed
@@ -150,7 +176,7 @@ class LocalStorage:
         target = self.path(key)
         with _refusals(key, target):
             self.make_folder(target.parent)
-        self._place(source, target, key, same=lambda: os.path.samefile(source, target))
+        self._place(source, target, key, same=lambda: os.path.samestat(source.lstat(), target.lstat()))
 
     def _place(self, source: Path, target: Path, key: str, *, same: Callable[[], bool], remove: bool = False) -> None:
         try:
@@ -168,9 +194,9 @@ class LocalStorage:
     def _read_back(self, target: Path, key: str, error: OSError, *, same: Callable[[], bool]) -> None:
         """Return where ours is there after a link that failed with `error`; the directory is durable already."""
         try:
-            if target.exists() and same():
+            if os.path.lexists(target) and same():
                 return
-            found = target.exists()
+            found = os.path.lexists(target)
         except (OSError, CorruptDataError) as unreadable:
             raise CommitUnknownError(f"put {key}: it cannot be read back: {unreadable}; {target}") from unreadable
         if found:
@@ -197,11 +223,12 @@ class LocalStorage:
         A folder that another process has just created may not be durable yet, so the entries are synced by each
         process once, whoever created them.
         """
+        if folder != self.root:
+            beneath.check_folder(self._root_text, folder.relative_to(self.root).as_posix())
         if folder in self._durable and folder.is_dir():
             return
         if folder != self.root:
             self.make_folder(folder.parent)
-            self._check_folder(folder)
         elif not folder.parent.is_dir():
             self._make_above(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -214,21 +241,10 @@ class LocalStorage:
         folder.mkdir(exist_ok=True)
         _sync_directory(folder.parent)
 
-    def _check_folder(self, folder: Path) -> None:
-        """Raise CorruptDataError where a folder on the way from the root is a symbolic link, which may lead outside."""
-        while folder != self.root and folder not in self._plain:
-            with _reading(str(folder)):
-                if folder.is_symlink():
-                    raise CorruptDataError(f"a symbolic link, expected a plain folder; {folder}")
-                if folder.is_dir():
-                    self._plain.add(folder)
-            folder = folder.parent
-
     def sync(self, folder: str) -> None:
-        with _reading(folder):
-            is_there = self.path(folder).is_dir()
-        if is_there:
-            self.sync_folder(self.path(folder), folder)
+        path = self.checked_folder(folder)
+        if path.is_dir():
+            self.sync_folder(path, folder)
 
     def sync_folder(self, folder: Path, key: str) -> None:
         try:
@@ -246,15 +262,14 @@ class LocalStorage:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the dataset's one lock."""
-        path = self.path("_salus/publish.lock")
-        with _refusals("_salus/publish.lock", path):
-            self._check_folder(path.parent)
+        path = self.path(LOCK)
+        with _refusals(LOCK, path):
             # Nothing is synced: the folder was durable before the schema was put into it, and the lock file is nothing.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            self.checked_folder("_salus").mkdir(parents=True, exist_ok=True)
+            descriptor, _ = beneath.open_plain(path, os.O_RDWR | os.O_CREAT)
         _held_locks.add(descriptor)
         try:
-            with _refusals("_salus/publish.lock", path):
+            with _refusals(LOCK, path):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
@@ -265,32 +280,40 @@ class LocalStorage:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> bytes | None:
-        self._check_folder(self.path(key).parent)
         with _reading(key):
             try:
-                return _read_file(self.path(key), key)
+                return self._read(key)
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def list(self, folder: str) -> Found:
-        self._check_folder(self.path(folder))
         with _reading(folder):
             try:
-                return [name for name in os.listdir(self.path(folder)) if not name.startswith(".")]
+                descriptor = beneath.open_folder(self._root_text, folder)
             except (FileNotFoundError, NotADirectoryError):
                 return []
+            try:
+                return [name for name in os.listdir(descriptor) if not name.startswith(".")]
+            finally:
+                os.close(descriptor)
 
     def open_shard(self, key: str) -> StoredFile | None:
-        folder = key.rpartition("/")[0]
-        if folder not in self._plain_keys:  # asked for each shard of each batch, so by text
-            self._check_folder(self.path(folder))
-            self._plain_keys.add(folder)
         try:
-            return _LocalFile(key, *_open_file(f"{self._root_text}/{key}", key))
+            return _LocalFile(key, *beneath.open_file(self._root_text, key))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise _unreadable(error, key) from error
+
+    def _read(self, key: str) -> bytes:
+        descriptor, size = beneath.open_file(self._root_text, key)
+        with open(descriptor, "rb") as file:
+            if size > MAX_OBJECT_BYTES:  # before anything is allocated: a file of holes says any size it likes
+                raise CorruptDataError(f"an object of {size} bytes, expected at most {MAX_OBJECT_BYTES}; {key}")
+            return file.read(size)
+
+    def _holds(self, key: str, body: bytes) -> bool:
+        return self._read(key) == body
 
 
 class _LocalFile:
@@ -317,36 +340,6 @@ class _LocalFile:
     def __del__(self) -> None:
         # Whoever still reads holds a reference: so the descriptor is never closed, and reused, under a reader.
         os.close(self._descriptor)
-
-
-def _open_file(path: Path | str, key: str) -> tuple[int, int]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise CorruptDataError(f"a symbolic link, expected a plain file; {key}") from error
-        raise
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise CorruptDataError(f"a {_file_kind(status.st_mode)}, expected a plain file; {key}")
-    return descriptor, status.st_size
-
-
-def _read_file(path: Path, key: str) -> bytes:
-    descriptor, _ = _open_file(path, key)
-    with open(descriptor, "rb") as file:
-        return file.read()
-
-
-def _holds(path: Path, key: str, body: bytes) -> bool:
-    return _read_file(path, key) == body
-
-
-def _file_kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "directory"
-    return "named pipe" if stat.S_ISFIFO(mode) else "device or socket"
 
 
 def _write_temporary(target: Path, body: bytes) -> Path:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..codecs import check_chunk, decode_chunk
+from ..codecs import check_chunk, decode_chunk, max_encoded_bytes
 from ..errors import CorruptDataError, SalusError
 from ..layout import ArraySpec
 from ..schema import stamps_name
@@ -129,7 +129,7 @@ def _read(file: StoredFile, spec: ArraySpec, count: int) -> _Content:
         file.prefetch(0, file.size)
         tail = file.read(end, index_size)
     try:
-        places = _places(ShardIndex(tail, end), spec, tail, count)
+        places = _places(ShardIndex(tail, end, max_encoded_bytes(spec)), spec, tail, count)
     except CorruptDataError as error:
         places, problems = [], [str(error)]
     decoded = _is_decoded(spec)
