@@ -27,7 +27,7 @@ from salus.errors import (
     RecordingError,
     StorageError,
 )
-from salus.storage import ObjectStorage, Storage, objects
+from salus.storage import ObjectStorage, Storage, objects, publication
 from salus.torch import Loader, WindowDataset
 
 from . import servers
@@ -363,7 +363,7 @@ def test_a_lost_answer_to_a_publisher_is_no_conflict(s3: servers.Server, monkeyp
 
 def test_a_publisher_that_is_always_overtaken_gives_up(s3: servers.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, numbers = ObjectStorage(s3.url, s3.options), itertools.count()
-    monkeypatch.setattr(objects, "PUBLISH_ATTEMPTS", 3)
+    monkeypatch.setattr(publication, "ATTEMPTS", 3)
 
     def publish(within: Storage) -> None:
         within.get("zarr.json")

@@ -9,12 +9,16 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from salus.errors import AlreadyExistsError
+from salus.storage import Storage
+from salus.storage.publication import OvertakenError, Publication, Version
 
 Body = Callable[[], None]
+Result = TypeVar("Result")
 
 
 class CrashError(BaseException):
@@ -149,6 +153,10 @@ class MemoryStorage:
     def sync(self, folder: str) -> None:
         self._schedule.step(f"sync {folder}")
 
+    def publication(self, publish: Callable[[Storage], Result]) -> Result:
+        with self.lock():
+            return publish(self)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         self._schedule.step("lock", waits_for=lambda: self._locked)
@@ -162,6 +170,34 @@ class MemoryStorage:
         self._schedule.step(f"open {key}")
         body = self.objects.get(key)
         return None if body is None else _MemoryFile(body)
+
+
+class MemoryObjects(MemoryStorage):
+    """The same without a lock, as object stores are: what a publisher puts replaces only the version that it read."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        self._versions: dict[str, int] = {}
+
+    def publication(self, publish: Callable[[Storage], Result]) -> Result:
+        while True:  # as `published` does, which waits in between
+            with suppress(OvertakenError):
+                return Publication(self).run(publish)
+
+    def get_version(self, key: str) -> tuple[bytes, Version] | None:
+        self._schedule.step(f"get {key}")
+        body = self.objects.get(key)
+        return None if body is None else (body, {"e_tag": str(self._versions[key])})
+
+    def replace(self, key: str, body: bytes, version: Version | None) -> Version | None:
+        self._schedule.step(f"replace {key}")
+        there = {"e_tag": str(self._versions[key])} if key in self.objects else None
+        if there != version:
+            return None
+        self.objects[key] = body
+        self._versions[key] = self._versions.get(key, 0) + 1
+        self.watch()
+        return {"e_tag": str(self._versions[key])}
 
 
 class _MemoryFile:

@@ -35,8 +35,9 @@ from salus.log.tags import put_tag, read_tag
 from salus.recorder.uids import new_uid
 from salus.schema import STEP, length_name
 from salus.shards import ShardInfo
+from salus.storage.publication import Publication
 
-from .stepping import MemoryStorage, Schedule
+from .stepping import MemoryObjects, MemoryStorage, Schedule
 
 SCHEMA = salus.Schema({"states": salus.Feature((1,))}, rate_hz=10, segment_steps=2)
 CLOCKS_SCHEMA = salus.Schema(
@@ -230,11 +231,12 @@ def run_schedule(seed: int, names: Sequence[str] = ()) -> int:
     """One schedule, and what must hold in it and after it; returns the number of its steps.
 
     Args:
-        seed: Of the order, and of the actors where none are named.
+        seed: Of the order, of the actors where none are named, and of whether there is a lock.
         names: Actors, besides one writer.
     """
     schedule = Schedule(seed)
-    world = World(MemoryStorage(schedule), (SCHEMA, CLOCKS_SCHEMA)[seed % 2])
+    kind = (MemoryStorage, MemoryObjects)[seed // 2 % 2]
+    world = World(kind(schedule), (SCHEMA, CLOCKS_SCHEMA)[seed % 2])
     world.storage.watch = PlainReader(world.storage.objects).look
     put_revision(world.storage, 0, world.schema)  # before anybody else
     random, actors = schedule.random, actors_of(world)
@@ -336,9 +338,19 @@ def unlocked(storage: MemoryStorage) -> Any:
     return contextlib.nullcontext()
 
 
+def without_rehearsal(publication: Publication, publish: Any) -> Any:
+    """Versions are read after the log."""
+    publication._rehearses = False
+    publication._version = lambda key: publication._known.setdefault(key, publication._storage.get_version(key))  # type: ignore[method-assign]
+    return publish(publication)
+
+
 def lengths_only(writer: Any, rows: list[int], *, whole: bool) -> None:
     writer._put_index(publishing.LENGTH, rows, whole=whole)
     writer._put_index(publishing.METADATA, rows, whole=whole)
+
+
+BUSY = ("publisher 1", "publisher 2", "writer 1", "writer 2")
 
 
 @pytest.mark.parametrize(
@@ -346,17 +358,27 @@ def lengths_only(writer: Any, rows: list[int], *, whole: bool) -> None:
     [
         (MemoryStorage, "put_new", overwriting),
         (MemoryStorage, "lock", unlocked),
+        (Publication, "run", without_rehearsal),
         (publishing, "_changed_rows", forgets_open_slots),
         (publishing._RowWriter, "put_index", lengths_only),
         (snapshots, "_read_new_records", lambda *_: True),
     ],
-    ids=["objects are overwritten", "no lock", "open slots are forgotten", "length before metadata", "no new records"],
+    ids=[
+        "objects are overwritten",
+        "no lock",
+        "any version is replaced",
+        "versions read after the log",
+        "open slots are forgotten",
+        "length before metadata",
+        "no new records",
+    ],
 )
 def test_a_broken_protocol_is_found(target: Any, name: str, mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, name, mutant)
+    is_of_objects = target is Publication
     with pytest.raises((AssertionError, KeyError, salus.SalusError)):
         for seed in range(4 * SCHEDULES):
-            run_named(seed, ("publisher 1", "publisher 2", "writer 1", "writer 2"))
+            run_named(seed, ("publisher 2",) * 4 + ("writer 2",) * 2 if is_of_objects else BUSY)
 
 
 def main() -> None:

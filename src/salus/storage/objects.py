@@ -29,19 +29,16 @@ from ..errors import (
     StorageError,
 )
 from .base import Found, Storage, StoredFile
-from .publication import OvertakenError, Publication
+from .publication import Version, published
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 Result = TypeVar("Result")
 StorageOptions: TypeAlias = Mapping[str, Any]
-Version: TypeAlias = dict[str, str]
-"""What `obstore.put` takes to replace exactly this version of an object."""
 
 SCHEMES = ("s3", "gs", "az")
 CREATE_WITHIN_S = 60.0  # beyond the retries of obstore itself
-PUBLISH_ATTEMPTS = 20
 TAIL_BYTES = 16 * 2**10  # of a shard, read when it is opened: the index of 1,000 images
 AHEAD_BYTES = 256 * 2**20  # read ahead, and not asked for yet
 MULTIPART_FROM_BYTES = 64 * 2**20
@@ -180,29 +177,25 @@ class ObjectStorage:
         list(self._threads.map(put, objects))
 
     def publication(self, publish: Callable[[Storage], Result]) -> Result:
-        for attempt in range(PUBLISH_ATTEMPTS):
-            try:
-                return Publication(self).run(publish)
-            except OvertakenError:
-                time.sleep(min(0.05 * 2**attempt, 5.0) * random.random())  # noqa: S311 - only to get out of step
-        raise RecordingError(
-            f"publish: others were faster {PUBLISH_ATTEMPTS} times, so plain Zarr readers see what these published; "
-            f"nothing is lost, publish again; {self.url}"
-        )
+        return published(self, publish)
 
-    def replace(self, key: str, body: bytes, version: Version | None) -> Version:
-        """Replace exactly this version of an object; with None, create it. Returns the version that is there now.
+    def replace(self, key: str, body: bytes, version: Version | None) -> Version | None:
+        """Replace exactly this version of an object; with None, create it.
+
+        Returns:
+            The version that is there now; None where another is there, which may be this one, after a lost answer.
 
         Raises:
-            obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError: Another is there, or it is
-                this one, and the first answer was lost.
             RecordingError: The storage refused.
         """
         from obstore.exceptions import AlreadyExistsError as Exists
         from obstore.exceptions import PreconditionError
 
-        with _refusals(f"put {key}", self.url, but=(Exists, PreconditionError)):
-            return _version(_put(self._store, key, body, "create" if version is None else version))
+        try:
+            with _refusals(f"put {key}", self.url, but=(Exists, PreconditionError)):
+                return _version(_put(self._store, key, body, "create" if version is None else version))
+        except (Exists, PreconditionError):
+            return None
 
     def sync(self, folder: str) -> None:
         pass  # what can be seen is durable

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
-from ..errors import SalusError
+from ..errors import RecordingError, SalusError
 from .base import Found, Storage, StoredFile
 
-if TYPE_CHECKING:
-    from .objects import ObjectStorage, Version
-
 Result = TypeVar("Result")
+Version: TypeAlias = dict[str, str]
+"""What `obstore.put` takes to replace exactly this version of an object."""
+
+ATTEMPTS = 20
+
+
+class VersionedStorage(Storage, Protocol):
+    """A storage whose objects have versions."""
+
+    def get_version(self, key: str) -> tuple[bytes, Version] | None:
+        """The whole object and its version, or None where there is none."""
+        ...
+
+    def replace(self, key: str, body: bytes, version: Version | None) -> Version | None:
+        """Replace exactly this version (None: create). Returns the new one, or None where another was there."""
+        ...
+
+
+def published(storage: VersionedStorage, publish: Callable[[Storage], Result]) -> Result:
+    """Run `publish` until nobody has published a younger log in between.
+
+    Raises:
+        RecordingError: The storage refused, or others were faster again and again.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return Publication(storage).run(publish)
+        except OvertakenError:
+            time.sleep(min(0.05 * 2**attempt, 5.0) * random.random())  # noqa: S311 - only to get out of step
+    raise RecordingError(
+        f"publish: others were faster {ATTEMPTS} times, so plain Zarr readers see what these published; nothing is "
+        f"lost, publish again; {storage.url}"
+    )
 
 
 class OvertakenError(Exception):
@@ -27,7 +59,7 @@ class Publication:
     log in between changes a version, and then nothing of this one gets in its way.
     """
 
-    def __init__(self, storage: ObjectStorage) -> None:
+    def __init__(self, storage: VersionedStorage) -> None:
         self._storage = storage
         self._known: dict[str, tuple[bytes, Version] | None] = {}
         self._written: dict[str, bytes] = {}
@@ -66,19 +98,15 @@ class Publication:
             self._written[key] = body
 
     def _replace(self, key: str, body: bytes) -> None:
-        from obstore.exceptions import AlreadyExistsError as Exists
-        from obstore.exceptions import PreconditionError
-
         known = self._known[key]
-        try:
-            version = self._storage.replace(key, body, None if known is None else known[1])
-        except (Exists, PreconditionError) as error:
-            found = self._storage.get_version(key)
-            if found is None or found[0] != body:  # else it was ours, and the answer was lost
-                raise OvertakenError from error
-            self._known[key] = found
-        else:
+        version = self._storage.replace(key, body, None if known is None else known[1])
+        if version is not None:
             self._known[key] = (body, version)
+            return
+        found = self._storage.get_version(key)
+        if found is None or found[0] != body:  # else it was ours, and the answer was lost
+            raise OvertakenError
+        self._known[key] = found
 
     def list(self, folder: str) -> Found:
         return self._storage.list(folder)
