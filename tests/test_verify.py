@@ -42,7 +42,7 @@ PUBLISHED_WITHIN_S = derived.PUBLISHED_WITHIN_S
 
 @pytest.fixture(autouse=True)
 def _nobody_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is derived is looked at again without waiting for others that may publish: here are none, but in one test."""
+    """What is derived is looked at again without waiting for others that may publish: one test has some."""
     monkeypatch.setattr(derived, "PUBLISHED_WITHIN_S", 0)
 
 
