@@ -22,6 +22,7 @@ from salus.errors import AlreadyExistsError, CorruptDataError, RecordingError
 from salus.log import snapshot as snapshots
 from salus.recorder import files
 from salus.recorder.background import Background
+from salus.recorder.pool import StepBuffer
 from salus.storage import local
 
 from .scenario import SCHEMA, make_episode
@@ -153,6 +154,30 @@ def test_an_episode_committed_after_ctrl_c_is_complete(path: Path, monkeypatch: 
         entry = episode.commit()
     read = salus.open(path)[0]
     assert read["camera"][:].shape == (entry.num_steps, 3, 2, 3)
+
+
+@pytest.mark.parametrize("later", ["append", "commit"])
+def test_an_error_inside_append_is_named_then_and_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    salus.create(path, SCHEMA)
+    failed = MemoryError("no room for a copy")
+
+    def refuse(*arguments: object) -> None:
+        raise failed
+
+    with salus.Recorder(salus.open(path, mode="a")) as recorder:
+        episode = recorder.start()
+        episode.append(step(0))
+        with monkeypatch.context() as patch, pytest.raises(RecordingError, match="failed: MemoryError: no room") as now:
+            patch.setattr(StepBuffer, "copy", refuse)
+            episode.append(step(1))
+        assert now.value.__cause__ is failed
+        with pytest.raises(RecordingError, match="append failed: MemoryError: no room for a copy.*discard") as then:
+            episode.append(step(1)) if later == "append" else episode.commit()
+        assert then.value.__cause__ is failed
+        episode.discard()
+    assert len(salus.open(path)) == 0
 
 
 def test_an_idle_episode_is_flushed_while_another_is_busy(path: Path) -> None:

@@ -86,7 +86,7 @@ class Stream:
         num_steps: Steps taken so far.
         timestamp_source: Where their stamps come from; None before the first.
         dropped_images: Images that were dropped because the queue was full, by feature.
-        problem: Why it cannot go on: Ctrl-C came amid a step, and what was queued is not known.
+        problem: Why it cannot go on: Ctrl-C or an error came amid a step, and what was queued is not known.
 
     Thread-safety: who calls holds the lock.
     """
@@ -267,10 +267,17 @@ class Stream:
             if self.num_steps % self._segment_steps == 0:
                 self._finish_segment()
         except BaseException as error:
-            # Ctrl-C came between queueing the steps and counting them: what the episode holds is no longer known.
+            # The steps may be queued and not counted: what the episode holds is no longer known.
             # Not an error of writing: the steps before are still written.
-            self.problem = RecordingError(f"episode {self._uid}: interrupted inside append by {type(error).__name__}")
-            raise
+            if not isinstance(error, Exception):  # Ctrl-C
+                what = f"interrupted inside append by {type(error).__name__}"
+                self.problem = RecordingError(f"episode {self._uid}: {what}")
+                raise
+            self.problem = RecordingError(
+                f"episode {self._uid}: append failed: {type(error).__name__}: {error}; nothing more can be added; "
+                "discard the episode, or leave the steps before to salus.recover"
+            )
+            raise self.problem from error
 
     def _queue(self, rows: Stored, encoding: Encoding[_Encoded] | None, cost: int, timestamp_source: str) -> None:
         count, first, dropped = len(rows[self._stamps]), self.num_steps, self.dropped_images
