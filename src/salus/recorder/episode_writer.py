@@ -138,7 +138,8 @@ class EpisodeWriter:
                 of the step is kept, and the episode goes on.
             QueueFullError: The queue is full, and the recorder was made with `when_full="raise"`. Nothing of the step
                 is kept, and the episode goes on.
-            RecordingError: The episode has ended, or writing failed (the disk is full); nothing more can be added.
+            RecordingError: The episode has ended, or writing failed (the disk is full), or the step could not be queued
+                (no memory); nothing more can be added.
 
         Cost: a copy of the step, made without giving up the GIL where the memory of an image has no gaps. It waits
         only while more than the recorder's `queue_bytes` of steps wait, and only with `when_full="block"`.
@@ -318,11 +319,14 @@ class EpisodeWriter:
                 if self._problem is not None:
                     self._give_up()
                 raise
+            said = self._outcome
             if outcome is not None:
                 self._outcome = self._merged_outcome(Outcome.of(outcome))
             if self.num_steps == 0:
                 self.discard(reason="no step was appended")
                 raise InvalidInputError(f"commit: no step was appended, so episode {self.uid} was aborted")
+            if self._outcome != said and self._decision is None:
+                self._note({"type": "outcome", "outcome": self._outcome.to_json()})
             entry = self._end("committed")
         while (ended := self._pollers.ended()) is not None:
             warnings.warn(
