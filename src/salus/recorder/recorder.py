@@ -208,7 +208,7 @@ class Recorder:
 
         Args:
             arrays: Feature name to array (T, *shape of a step), T steps of its clock; of a nullable feature also
-                `<name>.valid`, bool (T,).
+                `<name>.valid`, bool (T,). T of `step` is at least 1; another clock may have 0, or be left out.
             metadata: JSON values by key.
             outcome: How it ended; give `Outcome("failure", kind, step)`, as without a step no label is known.
             timestamp_ns: int64 (T,), increasing; or these by clock, where there are more. Without it the stamps are
