@@ -199,7 +199,8 @@ class _Verifier:
         found += check_checkpoints(storage, log)
         found += check_tags(storage, log)
         found += self._unfinished()
-        found += check_derived(storage, log)
+        agree = not any(finding.kind == "record" for finding in found)
+        found += check_derived(storage, log, from_log=agree)
         if isinstance(storage, LocalStorage):
             undecided = set(unfinished_slots(storage, log.snapshot))
             strays = list(check_tree(storage, log, undecided))
