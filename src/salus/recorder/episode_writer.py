@@ -23,14 +23,12 @@ from ..log.entries import Entry
 from ..log.records import Record
 from ..metadata import check_metadata
 from ..schema import STEP, Schema
-from ..statistics import EpisodeStatistics
-from .background import Background
 from .checking import StepChecker, Stored
-from .files import EpisodeFiles, as_recording_error
+from .files import as_recording_error
 from .interrupts import INTERRUPTS, OnInterrupt
 from .polling import Poller, Pollers
 from .pool import BufferPool
-from .stream import Jobs, Stream, WhenFull
+from .stream import Stream, Writing
 
 State = Literal["recording", "committed", "salvaged", "discarded", "failed"]
 
@@ -53,52 +51,33 @@ class EpisodeWriter:
     def __init__(
         self,
         *,
-        uid: str,
         slot: int,
         schema: Schema,
         revision: int,
         metadata: dict[str, Any],
         checkers: Mapping[str, StepChecker],
-        background: Background,
-        files: EpisodeFiles,
         pools: Mapping[str, BufferPool],
-        when_full: WhenFull,
+        writing: Writing,
         on_end: Callable[[EpisodeWriter], None],
         on_interrupt: OnInterrupt,
     ) -> None:
-        self.uid = uid
+        self.uid = writing.uid
         self.slot = slot
         self._schema = schema
         self._revision = revision
         self._metadata = metadata
-        self._background = background
-        self._files = files
+        self._writing = writing
+        self._background = writing.background
+        self._files = writing.files
         self._on_end = on_end
         self._on_interrupt = on_interrupt
         self._lock = threading.RLock()
         self._state: State = "recording"
-        self._jobs = Jobs(background, uid)
         self._decision: Future[Entry] | None = None
         self._ending: State = "recording"
         self._outcome = Outcome()
-        self._started_ns = time.time_ns()
-        offset_ns = self._started_ns - time.monotonic_ns()
         self._pid = os.getpid()
-        self._statistics = EpisodeStatistics(schema)  # the writing thread's
-        self._streams = {
-            clock: Stream(
-                uid=uid,
-                checker=checker,
-                background=background,
-                pool=pools[clock],
-                when_full=when_full,
-                files=files,
-                statistics=self._statistics,
-                jobs=self._jobs,
-                now_ns=lambda: time.monotonic_ns() + offset_ns,
-            )
-            for clock, checker in checkers.items()
-        }
+        self._streams = {clock: Stream(checker, pools[clock], writing) for clock, checker in checkers.items()}
         self._stream = self._streams[STEP]
         self._pollers = Pollers()
         self._ends = 0
@@ -287,7 +266,7 @@ class EpisodeWriter:
 
     def _note(self, document: dict[str, Any]) -> None:
         """Have the journal say it, so that a recovered episode knows it."""
-        self._jobs.submit(lambda: self._files.note(document))
+        self._writing.submit(lambda: self._files.note(document))
 
     # --- ending ------------------------------------------------------------------------------------------------
 
@@ -379,7 +358,7 @@ class EpisodeWriter:
             try:
                 self._decision = self._background.start(self._deciding(state, reason))
             except BaseException as error:  # Ctrl-C, and nobody knows whether the job was queued
-                self._jobs.error = RecordingError(
+                self._writing.error = RecordingError(
                     f"episode {self.uid}: interrupted while it ended, by {type(error).__name__}"
                 )
                 self._state = "failed"
@@ -390,10 +369,10 @@ class EpisodeWriter:
             entry = self._decision.result()
         except Exception as error:
             self._state, self._decision = "failed", None
-            if error is self._jobs.error:
+            if error is self._writing.error:
                 raise
-            self._jobs.error = as_recording_error(error, self.uid)
-            raise self._jobs.error from error
+            self._writing.error = as_recording_error(error, self.uid)
+            raise self._writing.error from error
         finally:
             if self._decision is None or self._decision.done():
                 self._files.close()
@@ -427,7 +406,7 @@ class EpisodeWriter:
             metadata=self._metadata,
             timestamp_source=self._stream.timestamp_source or "monotonic",
             clock_sources={c: s.timestamp_source for c, s in others.items() if s.timestamp_source} if kept else {},
-            started_ns=self._started_ns,
+            started_ns=self._writing.started_ns,
             ended_ns=time.time_ns(),
             reason=reason,
             dropped_images=self._dropped_images if kept else {},
@@ -436,11 +415,11 @@ class EpisodeWriter:
         def decide() -> Entry:
             if not kept:
                 return self._files.abort(record)
-            if self._jobs.error is not None:
-                raise self._jobs.error
+            if self._writing.error is not None:
+                raise self._writing.error
             for finish_clock in finish:
                 finish_clock()
-            return self._files.commit(replace(record, statistics=self._statistics.to_json()))
+            return self._files.commit(replace(record, statistics=self._writing.statistics.to_json()))
 
         return decide
 
@@ -451,7 +430,9 @@ class EpisodeWriter:
     @property
     def _problem(self) -> RecordingError | None:
         """Why the episode cannot go on."""
-        return self._jobs.error or next((stream.problem for stream in self._streams.values() if stream.problem), None)
+        return self._writing.error or next(
+            (stream.problem for stream in self._streams.values() if stream.problem), None
+        )
 
     @contextmanager
     def _no_steps(self) -> Iterator[None]:
@@ -483,11 +464,11 @@ class EpisodeWriter:
 
     def flush_if_due(self) -> None:
         """Keep the half-second promise while no steps come; called on the writing thread."""
-        if self._state == "recording" and self._jobs.error is None:
+        if self._state == "recording" and self._writing.error is None:
             try:
                 self._files.flush_if_due()
             except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
-                self._jobs.error = as_recording_error(error, self.uid)
+                self._writing.error = as_recording_error(error, self.uid)
 
     # --- as a block --------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from ..log.records import Record
 from ..log.snapshot import Snapshot, checkpoint_due, write_checkpoint
 from ..metadata import check_metadata
 from ..schema import STEP, Schema
+from ..statistics import EpisodeStatistics
 from ..storage import LocalStorage
 from .background import Background, QueueStatus
 from .checking import StepChecker, checkers, whole_episode
@@ -34,7 +35,7 @@ from .episode_writer import EpisodeWriter
 from .files import EpisodeFiles
 from .interrupts import INTERRUPTS, OnInterrupt, watch
 from .pool import BufferPool
-from .stream import WhenFull
+from .stream import WhenFull, Writing
 from .uids import new_uid
 from .vector import VectorRecorder
 
@@ -178,16 +179,13 @@ class Recorder:
                 self._storage.put_new(record_key(slot), Record(slot, uid, "aborted", reason=str(error)).to_bytes())
             raise RecordingError(f"start: {error.strerror}; {error.filename or self._storage.url}") from error
         episode = EpisodeWriter(
-            uid=uid,
             slot=slot,
             schema=self._schema,
             revision=self._revision,
             metadata=metadata,
             checkers=self._checkers,
-            background=self._background,
-            files=files,
             pools=pools,
-            when_full=self._when_full,
+            writing=Writing(uid, self._background, files, EpisodeStatistics(self._schema), self._when_full),
             on_end=self._ended,
             on_interrupt=self._on_interrupt,
         )
