@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from scenery import moving_camera
 
 import salus
 from salus.layout import record_key
@@ -43,16 +44,6 @@ class Nothing(EpisodeStatistics):
         super().__init__(schema, [])
 
 
-def scenery() -> np.ndarray:
-    """uint8 (T, 3, 224, 224), as in many_episodes.py: zstd takes it to about a third."""
-    random = np.random.default_rng(0)
-    y, x = np.mgrid[0:480, 0:640]
-    shading = np.stack([120 + 80 * np.sin(x / 97 + y / 131 + phase) for phase in range(3)], axis=-1)
-    texture = random.normal(0, 3, (480, 640, 1)) * (random.random((480, 640, 1)) < 0.35)
-    picture = (shading + texture).clip(0, 255).astype(np.uint8)
-    return np.stack([picture[n : n + 224, n : n + 224].transpose(2, 0, 1) for n in range(STEPS)])
-
-
 def record(path: Path, steps: list[dict[str, np.ndarray]]) -> tuple[float, float, float, int]:
     started, used, waited = time.perf_counter(), time.process_time(), 0.0
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
@@ -69,7 +60,7 @@ def record(path: Path, steps: list[dict[str, np.ndarray]]) -> tuple[float, float
 
 def main(folder: Path) -> None:
     random = np.random.default_rng(1)
-    images = scenery()
+    images = moving_camera(STEPS)
     numbers = np.cumsum(random.normal(size=(STEPS, 42)), axis=0).astype(np.float32)
     steps = [
         {"front": images[n], "wrist": images[-n], "states": numbers[n, :28], "actions": numbers[n, 28:]}
