@@ -42,7 +42,7 @@ PUBLISHED_WITHIN_S = derived.PUBLISHED_WITHIN_S
 
 @pytest.fixture(autouse=True)
 def _nobody_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is derived is looked at again without waiting for others that may publish: one test has some."""
+    """What is derived is looked at again at once: nobody publishes meanwhile, but in one test."""
     monkeypatch.setattr(derived, "PUBLISHED_WITHIN_S", 0)
 
 
