@@ -18,7 +18,7 @@ import pytest
 
 import salus
 from salus import layout
-from salus.errors import AlreadyExistsError, CorruptDataError, RecordingError
+from salus.errors import AlreadyExistsError, CommitUnknownError, CorruptDataError, RecordingError
 from salus.log import snapshot as snapshots
 from salus.recorder import files
 from salus.recorder.background import Background
@@ -310,6 +310,31 @@ def test_what_is_published_is_synced_between_reading_the_log_and_writing(path: P
     first_write = next(place for place, call in enumerate(calls) if call.startswith("put "))
     last_read = max(place for place, call in enumerate(calls[:first_write]) if call.startswith(reading))
     assert f"sync {folder}" in calls[last_read:first_write], "what is published may not be durable"
+
+
+def test_what_cannot_be_synced_is_not_published(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from salus.log.publish import publish
+
+    with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
+        recorder.record_episode(make_episode(0))
+    derived = list(path.rglob("c.0"))
+    for file in derived:
+        file.unlink()  # so that there is something to write
+    plain = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == path / "_salus/log/0":
+            raise OSError(errno.EIO, "Input/output error")
+        plain(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(CommitUnknownError, match="_salus/log/0: fsync of its directory failed: Input/output error"):
+            publish(local.LocalStorage(path), whole=True)
+    assert not [file for file in derived if file.exists()]
+    publish(local.LocalStorage(path), whole=True)
+    assert derived
+    assert all(file.exists() for file in derived)
 
 
 def damage(file: Path) -> None:
