@@ -60,6 +60,24 @@ def test_an_exception_inside_the_block_aborts_the_episode(path: Path, recorder: 
     assert not list((path / "_salus" / "journal").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("why", "said"), [(ValueError, "the episode could not be marked as aborted"), (KeyboardInterrupt, "not be ended")]
+)
+def test_an_episode_that_cannot_be_aborted_is_a_note_on_why_it_was_to_be(
+    path: Path, recorder: salus.Recorder, why: type[BaseException], said: str
+) -> None:
+    log = path / "_salus" / "log"
+    with pytest.raises(why) as raised:
+        with recorder.episode() as episode:
+            episode.append(good_step())
+            log.write_text("a file where the log should be")
+            raise why
+    log.unlink()
+    (note,) = raised.value.__notes__
+    assert said in note
+    assert f"episode {episode.uid}: put _salus/log/0" in note
+
+
 def test_start_commit_and_discard_without_a_block(path: Path, recorder: salus.Recorder) -> None:
     kept = recorder.start(task="a")
     dropped = recorder.start(task="b")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, RecordingError, did_you_mean
+from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, RecordingError, did_you_mean, noted_on
 from ..labels import Outcome, Result
 from ..log.entries import Entry
 from ..log.records import Record
@@ -499,10 +499,8 @@ class EpisodeWriter:
             return
         if self._state == "discarded" or isinstance(error, EpisodeFencedError | CommitUnknownError):
             return  # decided, or not known: nothing is to be aborted
-        try:
+        with noted_on(error, "the episode could not be marked as aborted"):
             self.discard(reason=f"{type(error).__name__}: {error}")
-        except RecordingError as failed:
-            error.add_note(f"salus: the episode could not be marked as aborted: {failed}")
 
     def end_interrupted(self, error: BaseException) -> None:
         """End the episode after Ctrl-C or SIGTERM, as the recorder was told to, and say so on stderr.
@@ -514,7 +512,7 @@ class EpisodeWriter:
         with self._no_steps():
             if self._state in _ENDED:
                 return
-            try:
+            with noted_on(error, f"episode {self.uid} could not be ended"):
                 if self._decision is not None:
                     self._end(self._ending)
                 elif self._on_interrupt == "abort" or not self.num_steps:
@@ -523,8 +521,6 @@ class EpisodeWriter:
                     self._end("salvaged", reason=f"interrupted by {what}")
                 else:
                     self._leave()
-            except RecordingError as failed:
-                error.add_note(f"salus: episode {self.uid} could not be ended: {failed}")
             done = {
                 "discarded": "is aborted, its steps are not kept",
                 "salvaged": "is kept, with the status 'salvaged'",

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from ..codecs import check_codecs
 from ..dataset import Dataset
-from ..errors import InvalidInputError, RecordingError, SalusError
+from ..errors import InvalidInputError, RecordingError, SalusError, noted_on
 from ..labels import Outcome, Result
 from ..layout import ArraySpec, record_key
 from ..log.claims import claim_slot
@@ -334,10 +334,8 @@ class Recorder:
         if error is None:
             self.close()
         else:
-            try:
+            with noted_on(error, "closing the recorder failed as well"):
                 self._close(f"{type(error).__name__}: {error}", error if isinstance(error, INTERRUPTS) else None)
-            except SalusError as failed:
-                error.add_note(f"salus: closing the recorder failed as well: {failed}")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self.open_episodes)} open episodes"
