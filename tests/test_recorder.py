@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,16 @@ def test_timestamps_from_the_caller_and_from_the_clock(path: Path, recorder: sal
     with recorder.episode() as episode:
         for stamp in stamps:
             episode.append(good_step(), timestamp_ns=stamp)
+    began_ns = time.time_ns()
     with recorder.episode() as episode:
         for _ in stamps:
             episode.append(good_step())
+    ended_ns = time.time_ns()
     given, clocked = salus.open(path)
     assert given.timestamp_ns.tolist() == stamps
     assert (np.diff(clocked.timestamp_ns) > 0).all()
+    second = 10**9  # the wall clock may be set meanwhile, which moves no stamp
+    assert began_ns - second < clocked.timestamp_ns[0] < clocked.timestamp_ns[-1] < ended_ns + second
     assert given.timestamp_source == "caller"
     assert clocked.timestamp_source == "monotonic"
 
