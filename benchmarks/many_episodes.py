@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from scenery import picture
 
 import salus
 from salus import documents
@@ -50,20 +51,11 @@ WINDOWS = {"front": 0, "wrist": 0, "actions": range(16)}
 # --- the datasets ------------------------------------------------------------------------------------------------
 
 
-def scenery(random: np.random.Generator) -> np.ndarray:
-    """uint8 (480, 640, 3): smooth shading with a fine texture; zstd takes it to about a third, as rendered scenes."""
-    y, x = np.mgrid[0:480, 0:640]
-    phases = random.uniform(0, 2 * np.pi, 3)
-    shading = np.stack([120 + 80 * np.sin(x / 97 + y / 131 + phase) for phase in phases], axis=-1)
-    texture = random.normal(0, 3, (480, 640, 1)) * (random.random((480, 640, 1)) < 0.35)
-    return (shading + texture).clip(0, 255).astype(np.uint8)
-
-
 def record_few(path: Path) -> None:
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
         for number in range(FEW):
             random = np.random.default_rng(number)
-            images = scenery(random)
+            images = picture(random, random.uniform(0, 2 * np.pi, 3))
             path_y, path_x = (np.cumsum(random.integers(0, 2, STEPS)) for _ in range(2))
             crops = [images[y : y + 224, x : x + 224].transpose(2, 0, 1) for y, x in zip(path_y, path_x, strict=True)]
             values = {name: random.normal(size=(STEPS, 7)).astype(np.float32) for name in ("states", "actions")}

@@ -24,18 +24,10 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from scenery import moving_camera
 
 STEPS = 300
 KINDS = ("whole", "append", "four threads")
-
-
-def scenery() -> np.ndarray:
-    random = np.random.default_rng(0)
-    y, x = np.mgrid[0:480, 0:640]
-    shading = np.stack([120 + 80 * np.sin(x / 97 + y / 131 + phase) for phase in range(3)], axis=-1)
-    texture = random.normal(0, 3, (480, 640, 1)) * (random.random((480, 640, 1)) < 0.35)
-    picture = (shading + texture).clip(0, 255).astype(np.uint8)
-    return np.stack([picture[n % 250 : n % 250 + 224, n : n + 224].transpose(2, 0, 1) for n in range(STEPS)])
 
 
 def serve(folder: Path) -> None:
@@ -51,7 +43,7 @@ def serve(folder: Path) -> None:
         },
         rate_hz=50,
     )
-    images = scenery()
+    images = moving_camera(STEPS)
     numbers = np.cumsum(np.random.default_rng(1).normal(size=(STEPS, 42)), axis=0).astype(np.float32)
     arrays = {"front": images, "wrist": images[::-1], "states": numbers[:, :28], "actions": numbers[:, 28:]}
     steps = [{name: values[number] for name, values in arrays.items()} for number in range(STEPS)]

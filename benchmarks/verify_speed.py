@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from scenery import moving_camera
 
 import salus
 import salus.torch
@@ -44,11 +45,7 @@ def record(path: Path, episodes: int) -> None:
         rate_hz=50,
     )
     random = np.random.default_rng(0)
-    y, x = np.mgrid[0:480, 0:640]
-    shading = np.stack([120 + 80 * np.sin(x / 97 + y / 131 + phase) for phase in range(3)], axis=-1)
-    texture = random.normal(0, 3, (480, 640, 1)) * (random.random((480, 640, 1)) < 0.35)
-    picture = (shading + texture).clip(0, 255).astype(np.uint8)
-    images = np.stack([picture[n % 250 : n % 250 + 224, n : n + 224].transpose(2, 0, 1) for n in range(STEPS)])
+    images = moving_camera(STEPS)
     with salus.Recorder(salus.create(path, schema)) as recorder:
         for _ in range(episodes):
             numbers = np.cumsum(random.normal(size=(STEPS, 42)), axis=0).astype(np.float32)

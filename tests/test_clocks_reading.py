@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import salus
-from salus.clocks import SLACK_NS, match_clock
+from salus.clocks import match_clock
 from salus.errors import InvalidInputError, NotFoundError
+
+from .slow_clocks import slow_match
 
 torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
 
@@ -85,22 +87,6 @@ def episodes() -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory, episodes: Any) -> salus.Dataset:
     return recorded(tmp_path_factory.mktemp("clocks") / "data.zarr", episodes)
-
-
-def slow_match(stamps: list[int], target: int, method: str) -> tuple[int, int, float, bool]:
-    """One target on one clock, step by step."""
-    last = len(stamps) - 1
-    first_half = (stamps[1] - stamps[0]) // 2 if last else 0
-    last_half = (stamps[last] - stamps[last - 1]) // 2 if last else 0
-    is_pad = target < stamps[0] - first_half or target > stamps[last] + last_half
-    if method == "nearest":
-        step = min(range(last + 1), key=lambda i: (abs(stamps[i] - target), i))
-        return step, step, 0.0, is_pad
-    slack = SLACK_NS if method == "previous" else 0
-    lower = max((i for i in range(last + 1) if stamps[i] <= target + slack), default=0)
-    if method == "previous" or lower == last or target <= stamps[lower]:
-        return lower, lower, 0.0, is_pad
-    return lower, lower + 1, (target - stamps[lower]) / (stamps[lower + 1] - stamps[lower]), is_pad
 
 
 # --- episodes and views -----------------------------------------------------------------------------------------

@@ -134,6 +134,34 @@ def test_tables_are_joined(entries: Entries) -> None:
     assert list(Entries.joined([])) == []
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"uid": entry(77).uid},
+        {"digest": f"sha256:{77:064x}"},
+        {"num_steps": 77},
+        {"task": "another"},
+        {"failure_kind": "drop", "result": "failure"},
+        {"shard_sizes": (1, 2, 4)},
+        {"shard_sizes": (0, 1, 2, 3)},
+        {"clock_lengths": (("joints", 8),)},
+        {"clock_lengths": (("wrist", 7),)},
+    ],
+)
+def test_rows_that_are_not_the_same_in_another_table_are_told(changes: dict[str, Any]) -> None:
+    rows = [entry(slot, clock_lengths=(("joints", 7),), shard_sizes=(1, 2, 3)) for slot in (0, 1, 3, 4)]
+    table = Entries.of(rows)
+    other = Entries.of([entry(2, task="of another"), rows[0], rows[1]._replace(**changes), rows[2]])
+    assert list(table.take(table.unlike(other))) == [rows[1], rows[3]]  # other texts and places, and one row less
+    assert list(other.take(other.unlike(table))) == [other[1], other[2]]
+
+
+def test_the_same_rows_are_alike(entries: Entries) -> None:
+    assert not entries.unlike(entries.merged([entry(2, task="another")])).any()
+    assert entries.unlike(Entries.of()).all()
+    assert Entries.of().unlike(entries).tolist() == []
+
+
 # --- stored and sent ---------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,12 +18,14 @@ import pytest
 
 import salus
 from salus import health
+from salus.errors import InvalidInputError
 from salus.health.duplicates import near_pairs, signature
 from salus.health.lags import REACH, correlations
 
 from .planting import DEFECTS, Take, write
 from .robots import SCHEMA, healthy
 from .test_cli import run
+from .test_recorder_queue import Gate
 
 NUM_EPISODES = 10
 
@@ -254,6 +258,36 @@ def test_nullable_steps_that_are_missing_are_counted(tmp_path: Path) -> None:
     assert report.num_images == 10
 
 
+def test_images_that_the_recorder_dropped_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = salus.Schema(
+        {"images": salus.Image(height=8, width=8, nullable=True), "states": salus.Feature((2,))}, rate_hz=10
+    )
+    random = np.random.default_rng(0)
+    dataset = salus.create(tmp_path / "data.zarr", schema)
+    for dropping in (True, False):
+        gate = Gate(monkeypatch)
+        with salus.Recorder(dataset, queue_bytes=10 * 8 * 8 * 3, when_full="drop") as recorder:
+            episode = recorder.start()
+            if not dropping:
+                gate.open.set()
+            for step in range(20):
+                image = random.integers(60, 200, (3, 8, 8), dtype=np.uint8)
+                episode.append(images=image, states=random.normal(size=2), timestamp_ns=step * 100_000_000)
+                while not dropping and recorder.queue_status.depth_bytes:
+                    time.sleep(0.001)
+            gate.open.set()
+            with pytest.warns(RuntimeWarning, match="images were dropped") if dropping else nullcontext():
+                episode.commit()
+    report = health.check(dataset.refresh())
+    (found,) = [each for each in report if each.rule == "dropped_images"]
+    dropped = dataset[0].dropped_images["images"]
+    assert 10 <= dropped == 20 - report.num_images + 20
+    assert (found.feature, found.episode, found.message) == ("images", 0, f"{dropped} of 20 images were dropped")
+    assert found.measured == dropped / 20
+    lenient = health.check(dataset, rules={"dropped_images": {"most_share": 0.95}})
+    assert "dropped_images" not in {each.rule for each in lenient}
+
+
 def test_a_wide_feature_is_judged_by_its_record(tmp_path: Path) -> None:
     schema = salus.Schema({"depth": salus.Feature((20, 20), allow_nan=True)}, rate_hz=10)
     depth = np.ones((6, 20, 20))
@@ -395,6 +429,13 @@ def test_wrong_rules_and_thresholds_are_refused(clean: salus.Dataset, own_rules:
         health.forget("without_default")
     with pytest.raises(salus.InvalidInputError, match="threads: got 0"):
         health.check(clean, threads=0)
+
+
+def test_several_datasets_are_checked_one_by_one(clean: salus.Dataset) -> None:
+    both = salus.concat([clean, clean[:2]])
+    with pytest.raises(InvalidInputError, match="check: got ConcatView of 2 datasets, expected one.* its `parts`; "):
+        health.check(both)  # type: ignore[arg-type]  # the error is the subject
+    assert [health.check(part).num_episodes for part in both.parts] == [10, 2]
 
 
 def test_every_rule_says_why_and_what_to_do_and_has_its_place_in_the_documentation() -> None:

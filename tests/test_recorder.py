@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,24 @@ def test_an_exception_inside_the_block_aborts_the_episode(path: Path, recorder: 
     dataset = salus.open(path)
     assert [entry.uid for entry in dataset.episodes] == [kept.uid]
     assert not list((path / "_salus" / "journal").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("why", "said"), [(ValueError, "the episode could not be marked as aborted"), (KeyboardInterrupt, "not be ended")]
+)
+def test_an_episode_that_cannot_be_aborted_is_a_note_on_why_it_was_to_be(
+    path: Path, recorder: salus.Recorder, why: type[BaseException], said: str
+) -> None:
+    log = path / "_salus" / "log"
+    with pytest.raises(why) as raised:
+        with recorder.episode() as episode:
+            episode.append(good_step())
+            log.write_text("a file where the log should be")
+            raise why
+    log.unlink()
+    (note,) = raised.value.__notes__
+    assert said in note
+    assert f"episode {episode.uid}: put _salus/log/0" in note
 
 
 def test_start_commit_and_discard_without_a_block(path: Path, recorder: salus.Recorder) -> None:
@@ -127,12 +146,16 @@ def test_timestamps_from_the_caller_and_from_the_clock(path: Path, recorder: sal
     with recorder.episode() as episode:
         for stamp in stamps:
             episode.append(good_step(), timestamp_ns=stamp)
+    began_ns = time.time_ns()
     with recorder.episode() as episode:
         for _ in stamps:
             episode.append(good_step())
+    ended_ns = time.time_ns()
     given, clocked = salus.open(path)
     assert given.timestamp_ns.tolist() == stamps
     assert (np.diff(clocked.timestamp_ns) > 0).all()
+    second = 10**9  # the wall clock may be set meanwhile, which moves no stamp
+    assert began_ns - second < clocked.timestamp_ns[0] < clocked.timestamp_ns[-1] < ended_ns + second
     assert given.timestamp_source == "caller"
     assert clocked.timestamp_source == "monotonic"
 

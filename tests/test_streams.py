@@ -204,6 +204,32 @@ def test_whole_episodes_with_lengths_of_their_own(path: Path) -> None:
     assert group["joints.timestamp_ns"][1, :3].tolist() == [0, 10**6, 2 * 10**6]
 
 
+def test_a_clock_of_a_whole_episode_may_be_empty_as_if_left_out(path: Path) -> None:
+    steps = {"camera": np.stack([image(n) for n in range(4)]), "say": [f"step {n}" for n in range(4)]}
+    empty = {"q": np.zeros((0, 3)), "effort": np.zeros(0), "effort.valid": np.zeros(0, bool)}
+    no_stamps: list[int] = []
+    with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
+        recorder.record_episode(steps)
+        recorder.record_episode({**steps, **empty})
+        recorder.record_episode({**steps, **empty}, timestamp_ns={"step": range(4), "joints": no_stamps})
+        for arrays, stamps, text in [
+            (
+                {**steps, "q": np.zeros((0, 4))},
+                None,
+                r"'q': got shape \(0, 4\), expected \(T, …\) with a step of \(3,\)",
+            ),
+            ({**steps, **empty, "q": np.zeros((2, 3))}, None, "'effort': got 0 steps, others have 2"),
+            ({**steps, **empty}, {"joints": [1]}, "got 1 stamps for 0 steps"),
+            ({"camera": steps["camera"][:0], "say": []}, None, "record_episode: got arrays of 0 steps, expected at"),
+        ]:
+            with pytest.raises(InvalidInputError, match=text):
+                recorder.record_episode(arrays, timestamp_ns=stamps)
+    for slot in range(3):
+        check_row(path, slot, 4, 0, 0)
+    for episode in salus.open(path):
+        assert (len(episode["q"]), episode._record.clock_sources) == (0, {})
+
+
 def test_what_does_not_fit_is_said_and_nothing_of_it_is_kept(path: Path) -> None:
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder, recorder.episode() as episode:
         episode.append(step(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,17 @@ def test_open_episodes_at_close_are_an_error(dataset: salus.Dataset) -> None:
     assert [entry.uid for entry in dataset.refresh().episodes] == [kept.result().uid]
     with pytest.raises(salus.RecordingError, match="closed"):
         vector.append(steps_of(3, 0))
+
+
+@pytest.mark.parametrize("block", ["recorder", "vector recorder"])
+def test_what_fails_on_leaving_a_block_is_a_note_on_what_left_it(dataset: salus.Dataset, block: str) -> None:
+    with pytest.raises(ZeroDivisionError) as raised, salus.Recorder(dataset) as recorder:
+        vector = recorder.vector(2)
+        vector.append(steps_of(2, 0))
+        with vector if block == "vector recorder" else nullcontext():
+            1 / 0  # noqa: B018 - the exception is what the test is about
+    (note,) = raised.value.__notes__
+    assert note.startswith(f"salus: closing the {block} failed as well: close: the episodes of 2 environments were")
 
 
 def test_a_dropped_vector_recorder_says_what_is_lost(dataset: salus.Dataset, capsys: Any) -> None:

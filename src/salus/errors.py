@@ -18,7 +18,8 @@ A message says, in this order: what failed, the value received, the value expect
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 MAX_LISTED = 50
 """Problems that one error spells out; a hostile schema has as many as it likes."""
@@ -118,6 +119,15 @@ class MissingExtraError(SalusError, ImportError):
 
 class UnfinishedEpisodesWarning(UserWarning):
     """Recorders that died left episodes unfinished: `salus recover PATH` brings back what they had written."""
+
+
+@contextmanager
+def noted_on(error: BaseException, what: str) -> Iterator[None]:
+    """A SalusError of the block becomes a note on `error`, which is on its way already and must not be hidden."""
+    try:
+        yield
+    except SalusError as failed:
+        error.add_note(f"salus: {what}: {failed}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -411,6 +411,18 @@ def test_a_failing_fsync_of_the_folder_is_unknown_and_deletes_nothing(
     local.put_new("a/second", b"y")  # looking again, when the disk answers: it is ours
 
 
+def test_a_sync_that_the_disk_refuses_is_unknown(local: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.put_new("a/first", b"x")
+    local.sync("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(errno.EIO))
+        with pytest.raises(CommitUnknownError, match="put a: fsync of its directory failed: Input/output error; .*/a$"):
+            local.sync("a")
+        local.sync("nothing/there")  # nothing is asked of the disk
+    local.sync("a")
+    assert local.get("a/first") == b"x"
+
+
 def test_losing_to_another_is_only_said_when_the_other_is_durable(
     local: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,10 +18,11 @@ import pytest
 
 import salus
 from salus import layout
-from salus.errors import AlreadyExistsError, CorruptDataError, RecordingError
+from salus.errors import AlreadyExistsError, CommitUnknownError, CorruptDataError, RecordingError
 from salus.log import snapshot as snapshots
 from salus.recorder import files
 from salus.recorder.background import Background
+from salus.recorder.pool import StepBuffer
 from salus.storage import local
 
 from .scenario import SCHEMA, make_episode
@@ -155,6 +156,30 @@ def test_an_episode_committed_after_ctrl_c_is_complete(path: Path, monkeypatch: 
     assert read["camera"][:].shape == (entry.num_steps, 3, 2, 3)
 
 
+@pytest.mark.parametrize("later", ["append", "commit"])
+def test_an_error_inside_append_is_named_then_and_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    salus.create(path, SCHEMA)
+    failed = MemoryError("no room for a copy")
+
+    def refuse(*arguments: object) -> None:
+        raise failed
+
+    with salus.Recorder(salus.open(path, mode="a")) as recorder:
+        episode = recorder.start()
+        episode.append(step(0))
+        with monkeypatch.context() as patch, pytest.raises(RecordingError, match="failed: MemoryError: no room") as now:
+            patch.setattr(StepBuffer, "copy", refuse)
+            episode.append(step(1))
+        assert now.value.__cause__ is failed
+        with pytest.raises(RecordingError, match="append failed: MemoryError: no room for a copy.*discard") as then:
+            episode.append(step(1)) if later == "append" else episode.commit()
+        assert then.value.__cause__ is failed
+        episode.discard()
+    assert len(salus.open(path)) == 0
+
+
 def test_an_idle_episode_is_flushed_while_another_is_busy(path: Path) -> None:
     with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
         idle, busy = recorder.start(), recorder.start()
@@ -285,6 +310,31 @@ def test_what_is_published_is_synced_between_reading_the_log_and_writing(path: P
     first_write = next(place for place, call in enumerate(calls) if call.startswith("put "))
     last_read = max(place for place, call in enumerate(calls[:first_write]) if call.startswith(reading))
     assert f"sync {folder}" in calls[last_read:first_write], "what is published may not be durable"
+
+
+def test_what_cannot_be_synced_is_not_published(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from salus.log.publish import publish
+
+    with salus.Recorder(salus.create(path, SCHEMA)) as recorder:
+        recorder.record_episode(make_episode(0))
+    derived = list(path.rglob("c.0"))
+    for file in derived:
+        file.unlink()  # so that there is something to write
+    plain = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == path / "_salus/log/0":
+            raise OSError(errno.EIO, "Input/output error")
+        plain(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(CommitUnknownError, match="_salus/log/0: fsync of its directory failed: Input/output error"):
+            publish(local.LocalStorage(path), whole=True)
+    assert not [file for file in derived if file.exists()]
+    publish(local.LocalStorage(path), whole=True)
+    assert derived
+    assert all(file.exists() for file in derived)
 
 
 def damage(file: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -17,6 +19,7 @@ import pytest
 
 import salus
 from salus.layout import journal_key
+from salus.recorder.files import FLUSH_INTERVAL_S, EpisodeFiles
 from salus.recorder.recovery import RecoveryReport
 
 from .killed_recorder import SCHEMA, record_and_die, step
@@ -63,6 +66,34 @@ def test_an_episode_of_a_killed_recorder_comes_back_but_for_the_last_half_second
         assert salus.recover(path) == RecoveryReport(())
     assert len(salus.open(path)) == 4
     assert salus.open(path).unfinished() == []
+
+
+@pytest.mark.parametrize("stage", ["finish_segment", "commit"])
+def test_an_outcome_that_only_commit_was_told_comes_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    salus.create(path, SCHEMA)
+    given = salus.Outcome("failure", step=3)
+
+    def die(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def record() -> None:
+        episode = salus.Recorder(salus.open(path, mode="a")).start()
+        for number in range(8):
+            episode.append(step(number), timestamp_ns=1000 + number)
+        time.sleep(2 * FLUSH_INTERVAL_S)  # so that the steps are in the journal
+        monkeypatch.setattr(EpisodeFiles, stage, die)
+        episode.commit(outcome=given)
+
+    process = multiprocessing.get_context("fork").Process(target=record)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert [(found.action, found.num_steps) for found in salus.recover(path).episodes] == [("salvaged", 8)]
+    episode = salus.open(path)[0]
+    assert episode.outcome == given
+    check_steps(episode)
 
 
 # --- death at every point ------------------------------------------------------------------------------------------

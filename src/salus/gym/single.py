@@ -11,16 +11,7 @@ from gymnasium.wrappers import Autoreset
 
 from ..recorder import EpisodeWriter, Recorder
 from .outcomes import OutcomeOf, outcome_from_info
-from .spaces import (
-    ACTION,
-    OBSERVATION,
-    REWARD,
-    TERMINATED,
-    TRUNCATED,
-    check_metadata_argument,
-    check_schema,
-    values_of,
-)
+from .spaces import ACTION, OBSERVATION, check_metadata_argument, check_schema, effect_of, values_of
 
 
 class RecordEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -93,11 +84,10 @@ class RecordEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
             return result
         observed, acted = self._observed, values_of(self.env.action_space, action, ACTION)
         observation, reward, terminated, truncated, info = self.env.step(action)
-        effect: dict[str, Any] = {REWARD: np.float64(reward), TERMINATED: bool(terminated), TRUNCATED: bool(truncated)}
         if self._episode is None:
             self._episode = self._recorder.start({**self._seed, **self._episode_metadata})
             self._seed = {}
-        self._append(self._episode, observed | acted | effect)
+        self._append(self._episode, observed | acted | effect_of(reward, terminated, truncated))
         self._observed = self._observe(observation)
         if terminated or truncated:
             episode, last = self._episode, self._observed

@@ -105,6 +105,12 @@ def values_of(space: AnySpace, value: Any, name: str) -> dict[str, Any]:
     return {name: each for part in parts for name, each in part.items()}
 
 
+def effect_of(reward: Any, terminated: Any, truncated: Any) -> dict[str, Any]:
+    """What an action brought, of one environment or of a vector of them, as values of its features."""
+    effect = {REWARD: (reward, np.float64), TERMINATED: (terminated, bool), TRUNCATED: (truncated, bool)}
+    return {name: np.asarray(on_host(value), dtype) for name, (value, dtype) in effect.items()}
+
+
 def check_schema(schema: Schema, env: AnyEnv, render: str | None) -> bool:
     """Whether the schema has a place for the last observation.
 

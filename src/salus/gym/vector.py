@@ -12,16 +12,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from ..errors import InvalidInputError
 from ..labels import Outcome, Result
 from ..recorder import Recorder, VectorRecorder
-from ..recorder.batched import on_host
 from .outcomes import OutcomeOf, info_of, outcome_from_info
 from .spaces import (
     ACTION,
     OBSERVATION,
-    REWARD,
     TERMINATED,
     TRUNCATED,
     check_metadata_argument,
     check_schema,
+    effect_of,
     values_of,
 )
 
@@ -105,11 +104,7 @@ class RecordVectorEpisodes(VectorWrapper):
         acted = values_of(self.env.single_action_space, actions, ACTION)
         result = self.env.step(actions)
         observations, rewards, terminated, truncated, infos = result
-        effect: Values = {
-            REWARD: np.asarray(on_host(rewards), np.float64),
-            TERMINATED: np.asarray(on_host(terminated), bool),
-            TRUNCATED: np.asarray(on_host(truncated), bool),
-        }
+        effect = effect_of(rewards, terminated, truncated)
         recorded = ~self._waits_for_reset
         self._append(np.flatnonzero(recorded), self._observed | acted | effect)
         self._observed = self._observe(observations)

@@ -16,6 +16,7 @@ from ..episode import Episode
 from ..errors import CorruptDataError, InvalidInputError
 from ..gather import default_threads
 from ..labels import horizon_labels
+from ..mixture import ConcatView
 from ..opening import open
 from ..readahead import read_ahead
 from ..schema import STEP, Feature, Image
@@ -72,7 +73,7 @@ def check(
 
     Raises:
         NotFoundError: Nothing is at the path, or no such rule.
-        InvalidInputError: No such threshold, or a wrong argument.
+        InvalidInputError: No such threshold, or a wrong argument, such as what `salus.concat` makes: check its parts.
         FormatError: Not a dataset.
 
     Cost: one pass over all values. Memory grows with the longest episode (its numbers; images are read in pieces), and
@@ -82,6 +83,11 @@ def check(
     selected = chosen(rules)
     if threads is not None and (isinstance(threads, bool) or threads < 1):
         raise InvalidInputError(f"check: threads: got {threads}, expected at least 1")
+    if isinstance(view, ConcatView):
+        raise InvalidInputError(
+            f"check: got {type(view).__name__} of {len(view.parts)} datasets, expected one dataset, a view of it, or a "
+            f"path: rules compare the episodes of one recording with each other; check each of its `parts`; {view.url}"
+        )
     if not isinstance(view, DatasetView):
         view = open(os.fspath(view))
     parts = {name: frozenset(part.episodes["uid"]) for name, part in (splits or {}).items()}

@@ -336,6 +336,24 @@ class Entries(Sequence[Entry]):
         row = int(np.searchsorted(self._rows["slot"], slot))
         return self[row] if row < len(self) and self._rows["slot"][row] == slot else None
 
+    def unlike(self, other: Entries) -> np.ndarray:
+        """Which rows are missing in `other`, or are not the same there, bool (n,)."""
+        both = Entries.joined([self, other])
+        mine, theirs = both._rows[: len(self)], both._rows[len(self) :]
+        if not len(theirs):
+            return np.ones(len(self), bool)
+        theirs = theirs[np.searchsorted(theirs["slot"][:-1], mine["slot"])]
+        unlike: np.ndarray = (_own_bytes(mine) != _own_bytes(theirs)).any(axis=1)
+        for values, first, count in (
+            (both._sizes, "first_shard", "num_shards"),
+            (both._clocks, "first_clock", "num_clocks"),
+        ):
+            rows = np.flatnonzero(~unlike)
+            counts = mine[count][rows].astype(np.int64)
+            places = [_ragged(side[first][rows], counts) for side in (mine, theirs)]
+            unlike[np.repeat(rows, counts)[values[places[0]] != values[places[1]]]] = True
+        return unlike
+
     def merged(self, entries: Iterable[Entry]) -> Entries:
         """With these entries, each in place of the one of its slot."""
         texts = {text: code for code, text in enumerate(self._texts)}
@@ -454,6 +472,13 @@ class Entries(Sequence[Entry]):
 
     def __setstate__(self, state: tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]) -> None:
         self.__init__(*state)  # type: ignore[misc]
+
+
+def _own_bytes(rows: np.ndarray) -> np.ndarray:
+    """What rows say themselves, not where their sizes and clocks are, uint8 (n, bytes)."""
+    size = _ROW.fields["first_shard"][1] if _ROW.fields else 0
+    values: np.ndarray = rows.view(np.uint8).reshape(len(rows), _ROW.itemsize)[:, :size]
+    return values
 
 
 def _ragged(first: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -205,6 +205,8 @@ class _RowWriter:
 
     def put_derived(self, rows: list[int]) -> None:
         """The stored horizon labels, NaN where a label is not known."""
+        if not any(self._derived):
+            return
         for slot in rows:
             entry = self._visible(slot)
             if entry is None or not self._row(slot)[LENGTH]:

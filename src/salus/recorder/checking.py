@@ -106,17 +106,21 @@ class StepChecker:
             stored[f"{name}.valid"] = _VALID
         return stored
 
-    def steps(self, arrays: Mapping[str, Any], *, what: str = "") -> tuple[Stored, int]:
+    def steps(self, arrays: Mapping[str, Any], *, what: str = "", may_be_empty: bool = False) -> tuple[Stored, int]:
         """Consecutive steps: array name to (T, *stored_step_shape), views where possible; and T.
 
         Args:
             arrays: A value per step for each feature.
             what: What is being done, for the errors.
+            may_be_empty: Whether T may be 0.
 
         Raises:
             InvalidInputError: Every problem of the steps.
         """
-        return self._check(arrays, {}, whole=True, what=what)
+        stored, num_steps = self._check(arrays, {}, whole=True, what=what)
+        if num_steps == 0 and not may_be_empty:
+            raise InvalidInputError(f"{what or self._what}: got arrays of 0 steps, expected at least 1")
+        return stored, num_steps
 
     def batch(self, values: Mapping[str, Any], more: Mapping[str, Any], *, num_envs: int) -> Stored:
         """One step of each of N environments: array name to (N, *stored_step_shape), views where possible.
@@ -168,8 +172,6 @@ class StepChecker:
                 problems.append(f"{name!r}: got {length} steps, others have {num_steps}")
         if problems:
             raise InvalidInputError.listing(problems, subject=what)
-        if num_steps == 0:
-            raise InvalidInputError(f"{what}: got arrays of 0 steps, expected at least 1")
         return stored, num_steps
 
     def _named(
@@ -246,7 +248,7 @@ class WholeClock(NamedTuple):
 def whole_episode(
     by_clock: Mapping[str, StepChecker], schema: Schema, arrays: Mapping[str, Any], timestamp_ns: Any
 ) -> dict[str, WholeClock]:
-    """A whole episode by clock; a clock on which nothing was given is left out.
+    """A whole episode by clock; one (not `step`) on which nothing was given, or arrays of 0 steps, is left out.
 
     Raises:
         InvalidInputError: Every problem of the arrays of a clock, or of the stamps.
@@ -265,8 +267,10 @@ def whole_episode(
     for clock, some in given.items():
         if not some and clock != STEP:
             continue
-        stored, num_steps = by_clock[clock].steps(some, what=what)
+        stored, num_steps = by_clock[clock].steps(some, what=what, may_be_empty=clock != STEP)
         mine = stamps.get(clock)
+        if num_steps == 0 and (mine is None or np.size(mine) == 0):
+            continue
         if mine is None:
             made = np.round(np.arange(num_steps) * (1e9 / schema.rate_of(clock))).astype(np.int64)
         else:

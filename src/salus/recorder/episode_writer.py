@@ -17,20 +17,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, RecordingError, did_you_mean
+from ..errors import CommitUnknownError, EpisodeFencedError, InvalidInputError, RecordingError, did_you_mean, noted_on
 from ..labels import Outcome, Result
 from ..log.entries import Entry
 from ..log.records import Record
 from ..metadata import check_metadata
 from ..schema import STEP, Schema
-from ..statistics import EpisodeStatistics
-from .background import Background
 from .checking import StepChecker, Stored
-from .files import EpisodeFiles, as_recording_error
+from .files import as_recording_error
 from .interrupts import INTERRUPTS, OnInterrupt
 from .polling import Poller, Pollers
 from .pool import BufferPool
-from .stream import Jobs, Stream, WhenFull
+from .stream import Stream, Writing
 
 State = Literal["recording", "committed", "salvaged", "discarded", "failed"]
 
@@ -53,52 +51,33 @@ class EpisodeWriter:
     def __init__(
         self,
         *,
-        uid: str,
         slot: int,
         schema: Schema,
         revision: int,
         metadata: dict[str, Any],
         checkers: Mapping[str, StepChecker],
-        background: Background,
-        files: EpisodeFiles,
         pools: Mapping[str, BufferPool],
-        when_full: WhenFull,
+        writing: Writing,
         on_end: Callable[[EpisodeWriter], None],
         on_interrupt: OnInterrupt,
     ) -> None:
-        self.uid = uid
+        self.uid = writing.uid
         self.slot = slot
         self._schema = schema
         self._revision = revision
         self._metadata = metadata
-        self._background = background
-        self._files = files
+        self._writing = writing
+        self._background = writing.background
+        self._files = writing.files
         self._on_end = on_end
         self._on_interrupt = on_interrupt
         self._lock = threading.RLock()
         self._state: State = "recording"
-        self._jobs = Jobs(background, uid)
         self._decision: Future[Entry] | None = None
         self._ending: State = "recording"
         self._outcome = Outcome()
-        self._started_ns = time.time_ns()
-        offset_ns = self._started_ns - time.monotonic_ns()
         self._pid = os.getpid()
-        self._statistics = EpisodeStatistics(schema)  # the writing thread's
-        self._streams = {
-            clock: Stream(
-                uid=uid,
-                checker=checker,
-                background=background,
-                pool=pools[clock],
-                when_full=when_full,
-                files=files,
-                statistics=self._statistics,
-                jobs=self._jobs,
-                now_ns=lambda: time.monotonic_ns() + offset_ns,
-            )
-            for clock, checker in checkers.items()
-        }
+        self._streams = {clock: Stream(checker, pools[clock], writing) for clock, checker in checkers.items()}
         self._stream = self._streams[STEP]
         self._pollers = Pollers()
         self._ends = 0
@@ -138,7 +117,8 @@ class EpisodeWriter:
                 of the step is kept, and the episode goes on.
             QueueFullError: The queue is full, and the recorder was made with `when_full="raise"`. Nothing of the step
                 is kept, and the episode goes on.
-            RecordingError: The episode has ended, or writing failed (the disk is full); nothing more can be added.
+            RecordingError: The episode has ended, or writing failed (the disk is full), or the step could not be queued
+                (no memory); nothing more can be added.
 
         Cost: a copy of the step, made without giving up the GIL where the memory of an image has no gaps. It waits
         only while more than the recorder's `queue_bytes` of steps wait, and only with `when_full="block"`.
@@ -286,7 +266,7 @@ class EpisodeWriter:
 
     def _note(self, document: dict[str, Any]) -> None:
         """Have the journal say it, so that a recovered episode knows it."""
-        self._jobs.submit(lambda: self._files.note(document))
+        self._writing.submit(lambda: self._files.note(document))
 
     # --- ending ------------------------------------------------------------------------------------------------
 
@@ -318,11 +298,14 @@ class EpisodeWriter:
                 if self._problem is not None:
                     self._give_up()
                 raise
+            said = self._outcome
             if outcome is not None:
                 self._outcome = self._merged_outcome(Outcome.of(outcome))
             if self.num_steps == 0:
                 self.discard(reason="no step was appended")
                 raise InvalidInputError(f"commit: no step was appended, so episode {self.uid} was aborted")
+            if self._outcome != said and self._decision is None:
+                self._note({"type": "outcome", "outcome": self._outcome.to_json()})
             entry = self._end("committed")
         while (ended := self._pollers.ended()) is not None:
             warnings.warn(
@@ -375,7 +358,7 @@ class EpisodeWriter:
             try:
                 self._decision = self._background.start(self._deciding(state, reason))
             except BaseException as error:  # Ctrl-C, and nobody knows whether the job was queued
-                self._jobs.error = RecordingError(
+                self._writing.error = RecordingError(
                     f"episode {self.uid}: interrupted while it ended, by {type(error).__name__}"
                 )
                 self._state = "failed"
@@ -386,10 +369,10 @@ class EpisodeWriter:
             entry = self._decision.result()
         except Exception as error:
             self._state, self._decision = "failed", None
-            if error is self._jobs.error:
+            if error is self._writing.error:
                 raise
-            self._jobs.error = as_recording_error(error, self.uid)
-            raise self._jobs.error from error
+            self._writing.error = as_recording_error(error, self.uid)
+            raise self._writing.error from error
         finally:
             if self._decision is None or self._decision.done():
                 self._files.close()
@@ -423,7 +406,7 @@ class EpisodeWriter:
             metadata=self._metadata,
             timestamp_source=self._stream.timestamp_source or "monotonic",
             clock_sources={c: s.timestamp_source for c, s in others.items() if s.timestamp_source} if kept else {},
-            started_ns=self._started_ns,
+            started_ns=self._writing.started_ns,
             ended_ns=time.time_ns(),
             reason=reason,
             dropped_images=self._dropped_images if kept else {},
@@ -432,11 +415,11 @@ class EpisodeWriter:
         def decide() -> Entry:
             if not kept:
                 return self._files.abort(record)
-            if self._jobs.error is not None:
-                raise self._jobs.error
+            if self._writing.error is not None:
+                raise self._writing.error
             for finish_clock in finish:
                 finish_clock()
-            return self._files.commit(replace(record, statistics=self._statistics.to_json()))
+            return self._files.commit(replace(record, statistics=self._writing.statistics.to_json()))
 
         return decide
 
@@ -447,7 +430,9 @@ class EpisodeWriter:
     @property
     def _problem(self) -> RecordingError | None:
         """Why the episode cannot go on."""
-        return self._jobs.error or next((stream.problem for stream in self._streams.values() if stream.problem), None)
+        return self._writing.error or next(
+            (stream.problem for stream in self._streams.values() if stream.problem), None
+        )
 
     @contextmanager
     def _no_steps(self) -> Iterator[None]:
@@ -479,11 +464,11 @@ class EpisodeWriter:
 
     def flush_if_due(self) -> None:
         """Keep the half-second promise while no steps come; called on the writing thread."""
-        if self._state == "recording" and self._jobs.error is None:
+        if self._state == "recording" and self._writing.error is None:
             try:
                 self._files.flush_if_due()
             except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
-                self._jobs.error = as_recording_error(error, self.uid)
+                self._writing.error = as_recording_error(error, self.uid)
 
     # --- as a block --------------------------------------------------------------------------------------------
 
@@ -514,10 +499,8 @@ class EpisodeWriter:
             return
         if self._state == "discarded" or isinstance(error, EpisodeFencedError | CommitUnknownError):
             return  # decided, or not known: nothing is to be aborted
-        try:
+        with noted_on(error, "the episode could not be marked as aborted"):
             self.discard(reason=f"{type(error).__name__}: {error}")
-        except RecordingError as failed:
-            error.add_note(f"salus: the episode could not be marked as aborted: {failed}")
 
     def end_interrupted(self, error: BaseException) -> None:
         """End the episode after Ctrl-C or SIGTERM, as the recorder was told to, and say so on stderr.
@@ -529,7 +512,7 @@ class EpisodeWriter:
         with self._no_steps():
             if self._state in _ENDED:
                 return
-            try:
+            with noted_on(error, f"episode {self.uid} could not be ended"):
                 if self._decision is not None:
                     self._end(self._ending)
                 elif self._on_interrupt == "abort" or not self.num_steps:
@@ -538,8 +521,6 @@ class EpisodeWriter:
                     self._end("salvaged", reason=f"interrupted by {what}")
                 else:
                     self._leave()
-            except RecordingError as failed:
-                error.add_note(f"salus: episode {self.uid} could not be ended: {failed}")
             done = {
                 "discarded": "is aborted, its steps are not kept",
                 "salvaged": "is kept, with the status 'salvaged'",

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from ..codecs import check_codecs
 from ..dataset import Dataset
-from ..errors import InvalidInputError, RecordingError, SalusError
+from ..errors import InvalidInputError, RecordingError, SalusError, noted_on
 from ..labels import Outcome, Result
 from ..layout import ArraySpec, record_key
 from ..log.claims import claim_slot
@@ -27,6 +27,7 @@ from ..log.records import Record
 from ..log.snapshot import Snapshot, checkpoint_due, write_checkpoint
 from ..metadata import check_metadata
 from ..schema import STEP, Schema
+from ..statistics import EpisodeStatistics
 from ..storage import LocalStorage
 from .background import Background, QueueStatus
 from .checking import StepChecker, checkers, whole_episode
@@ -34,7 +35,7 @@ from .episode_writer import EpisodeWriter
 from .files import EpisodeFiles
 from .interrupts import INTERRUPTS, OnInterrupt, watch
 from .pool import BufferPool
-from .stream import WhenFull
+from .stream import WhenFull, Writing
 from .uids import new_uid
 from .vector import VectorRecorder
 
@@ -178,16 +179,13 @@ class Recorder:
                 self._storage.put_new(record_key(slot), Record(slot, uid, "aborted", reason=str(error)).to_bytes())
             raise RecordingError(f"start: {error.strerror}; {error.filename or self._storage.url}") from error
         episode = EpisodeWriter(
-            uid=uid,
             slot=slot,
             schema=self._schema,
             revision=self._revision,
             metadata=metadata,
             checkers=self._checkers,
-            background=self._background,
-            files=files,
             pools=pools,
-            when_full=self._when_full,
+            writing=Writing(uid, self._background, files, EpisodeStatistics(self._schema), self._when_full),
             on_end=self._ended,
             on_interrupt=self._on_interrupt,
         )
@@ -208,7 +206,7 @@ class Recorder:
 
         Args:
             arrays: Feature name to array (T, *shape of a step), T steps of its clock; of a nullable feature also
-                `<name>.valid`, bool (T,).
+                `<name>.valid`, bool (T,). T of `step` is at least 1; another clock may have 0, or be left out.
             metadata: JSON values by key.
             outcome: How it ended; give `Outcome("failure", kind, step)`, as without a step no label is known.
             timestamp_ns: int64 (T,), increasing; or these by clock, where there are more. Without it the stamps are
@@ -336,10 +334,8 @@ class Recorder:
         if error is None:
             self.close()
         else:
-            try:
+            with noted_on(error, "closing the recorder failed as well"):
                 self._close(f"{type(error).__name__}: {error}", error if isinstance(error, INTERRUPTS) else None)
-            except SalusError as failed:
-                error.add_note(f"salus: closing the recorder failed as well: {failed}")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self.open_episodes)} open episodes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -37,20 +38,37 @@ class _Encoded:
     samples: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
-class Jobs:
-    """The jobs of one episode on the writing thread. After one has failed, the others do nothing.
+@dataclass
+class Writing:
+    """One episode on its way to disk: what its streams share, and its jobs on the writing thread.
 
-    Apart from the episode and its streams, which both have it: so that neither has the other, and the memory of an
-    episode that has ended is free at once.
+    After one job has failed, the others do nothing. The episode and its streams have it, and it has none of them: so
+    the memory of an episode that has ended is free at once.
 
     Attributes:
+        uid: Of the episode.
+        background: The recorder's threads.
+        files: Where the episode is written, by the writing thread.
+        statistics: Of the episode, the writing thread's.
+        when_full: What becomes of a step for which there is no room.
         error: Why writing failed; raised at the next `append`, or at `commit`.
+        started_ns: Wall clock of the start, nanoseconds since 1970.
     """
 
-    def __init__(self, background: Background, uid: str) -> None:
-        self.error: RecordingError | None = None
-        self._background = background
-        self._uid = uid
+    uid: str
+    background: Background
+    files: EpisodeFiles
+    statistics: EpisodeStatistics
+    when_full: WhenFull
+    error: RecordingError | None = None
+    started_ns: int = field(default_factory=time.time_ns)
+
+    def __post_init__(self) -> None:
+        self._offset_ns = self.started_ns - time.monotonic_ns()
+
+    def now_ns(self) -> int:
+        """The recorder's own clock: monotonic, set to the wall clock when the episode started."""
+        return time.monotonic_ns() + self._offset_ns
 
     def submit(self, job: Callable[[], None], cost: int = 0, num_steps: int = 0) -> None:
         """Queue a job, which costs so many bytes and writes so many steps."""
@@ -61,66 +79,44 @@ class Jobs:
             try:
                 job()
             except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
-                self.error = as_recording_error(error, self._uid)
+                self.error = as_recording_error(error, self.uid)
                 self.error.__cause__ = error
 
-        self._background.submit(guarded, cost, num_steps)
+        self.background.submit(guarded, cost, num_steps)
 
 
 class Stream:
     """Takes the steps of one clock.
 
     Args:
-        uid: Of the episode.
         checker: Of the features on the clock.
-        background: The recorder's threads.
         pool: Memory for images.
-        when_full: What becomes of a step for which there is no room.
-        files: Where the episode is written, by the writing thread.
-        statistics: Of the episode, the writing thread's.
-        jobs: Of the episode.
-        now_ns: The recorder's own clock.
+        writing: Of the episode.
 
     Attributes:
         lock: Held while steps are taken in, and while the episode ends.
         num_steps: Steps taken so far.
         timestamp_source: Where their stamps come from; None before the first.
         dropped_images: Images that were dropped because the queue was full, by feature.
-        problem: Why it cannot go on: Ctrl-C came amid a step, and what was queued is not known.
+        problem: Why it cannot go on: Ctrl-C or an error came amid a step, and what was queued is not known.
 
     Thread-safety: who calls holds the lock.
     """
 
-    def __init__(
-        self,
-        *,
-        uid: str,
-        checker: StepChecker,
-        background: Background,
-        pool: BufferPool,
-        when_full: WhenFull,
-        files: EpisodeFiles,
-        statistics: EpisodeStatistics,
-        jobs: Jobs,
-        now_ns: Callable[[], int],
-    ) -> None:
+    def __init__(self, checker: StepChecker, pool: BufferPool, writing: Writing) -> None:
         self.lock = threading.RLock()
         self.num_steps = 0
         self.timestamp_source: str | None = None
         self.dropped_images: dict[str, int] = {}
         self.problem: RecordingError | None = None
-        self._uid = uid
         self._checker = checker
         self._clock = checker.clock
         self._stamps = checker.stamps
         self._segment_steps = next(iter(checker.specs.values())).segment_steps
-        self._background = background
         self._pool = pool
-        self._when_full = when_full
-        self._files = files
-        self._statistics = statistics
-        self._jobs = jobs
-        self._now_ns = now_ns
+        self._writing = writing
+        self._background = writing.background
+        self._uid = writing.uid
         self._last_stamp: int | None = None
         self._specs = {name: spec for name, spec in checker.specs.items() if not spec.derived}
         self._large = {name: spec for name, spec in self._specs.items() if spec.chunk_steps == 1}
@@ -155,7 +151,7 @@ class Stream:
         stored, num_steps = self._checker.steps(values)
         source = self._source(timestamp_ns)
         stored[self._stamps] = check_stamps(timestamp_ns, num_steps, self._last_stamp)
-        if self._when_full == "drop" and self._large:
+        if self._writing.when_full == "drop" and self._large:
             for step in range(num_steps):  # each of them may lose its images
                 self._add_step({name: array[step : step + 1] for name, array in stored.items()}, source)
             return
@@ -173,7 +169,7 @@ class Stream:
         source = self._source(given)
         if given is not None:
             return check_stamp(given, self._last_stamp), source
-        stamp = self._now_ns()
+        stamp = self._writing.now_ns()
         return (stamp if self._last_stamp is None else max(stamp, self._last_stamp + 1)), source
 
     def add_whole(self, stored: Stored, num_steps: int, *, timestamp_source: str) -> None:
@@ -197,7 +193,7 @@ class Stream:
         cost = rows_cost + sum(values.nbytes for values in images.values())
         over, dropped = 0, Stored()
         self._refuse(cost, 1)
-        if self._when_full == "drop" and not self._background.has_room(cost):
+        if self._writing.when_full == "drop" and not self._background.has_room(cost):
             # Rows are small, and kept while they, too, are fewer than the budget.
             cost, over = rows_cost, self._background.status.capacity_bytes
             dropped, images = images, {}
@@ -210,10 +206,13 @@ class Stream:
         self._add(rows, functools.partial(self._encode_step, images), cost, timestamp_source)
 
     def _refuse(self, cost: int, num_steps: int) -> None:
-        if self._when_full != "raise" or self._background.has_room(cost):
+        if self._writing.when_full != "raise" or self._background.has_room(cost):
             return
         self._background.count(refused_steps=num_steps)
-        status, what = self._background.status, "the step has" if num_steps == 1 else f"the {num_steps} steps have"
+        status, what = (
+            self._background.status,
+            "the step has" if num_steps == 1 else f"the {num_steps} steps have",
+        )
         raise QueueFullError(
             f"append: the queue is full: {status.depth_bytes} bytes wait and {what} {cost}, expected at most "
             f"{status.capacity_bytes} (queue_bytes); nothing of them was kept; append later, or less; {self._uid}"
@@ -249,9 +248,9 @@ class Stream:
             encoded.chunks[name] = [
                 encode_chunk(self._specs[name], values[row : row + 1]) for row in range(len(values))
             ]
-            if name in self._statistics.features:
+            if name in self._writing.statistics.features:
                 encoded.samples[name] = [
-                    self._statistics.sample(name, value, first + row).copy() for row, value in enumerate(values)
+                    self._writing.statistics.sample(name, value, first + row).copy() for row, value in enumerate(values)
                 ]
         return encoded
 
@@ -267,10 +266,17 @@ class Stream:
             if self.num_steps % self._segment_steps == 0:
                 self._finish_segment()
         except BaseException as error:
-            # Ctrl-C came between queueing the steps and counting them: what the episode holds is no longer known.
+            # The steps may be queued and not counted: what the episode holds is no longer known.
             # Not an error of writing: the steps before are still written.
-            self.problem = RecordingError(f"episode {self._uid}: interrupted inside append by {type(error).__name__}")
-            raise
+            if not isinstance(error, Exception):  # Ctrl-C
+                what = f"interrupted inside append by {type(error).__name__}"
+                self.problem = RecordingError(f"episode {self._uid}: {what}")
+                raise
+            self.problem = RecordingError(
+                f"episode {self._uid}: append failed: {type(error).__name__}: {error}; nothing more can be added; "
+                "discard the episode, or leave the steps before to salus.recover"
+            )
+            raise self.problem from error
 
     def _queue(self, rows: Stored, encoding: Encoding[_Encoded] | None, cost: int, timestamp_source: str) -> None:
         count, first, dropped = len(rows[self._stamps]), self.num_steps, self.dropped_images
@@ -285,21 +291,21 @@ class Stream:
             for name, samples in encoded.samples.items():
                 valid = kept.get(f"{name}.valid", itertools.repeat(True))
                 for sample in itertools.compress(samples, valid):
-                    self._statistics.add_sample(name, sample)
-            self._files.write_steps(
+                    self._writing.statistics.add_sample(name, sample)
+            self._writing.files.write_steps(
                 self._clock, first, kept, encoded.chunks, timestamp_source=timestamp_source, dropped_images=dropped
             )
 
-        self._jobs.submit(write, cost, count)
+        self._writing.submit(write, cost, count)
 
     def _finish_segment(self) -> None:
         rows, self._segment = self._segment, self._new_segment()
-        self._jobs.submit(lambda: self._finish(rows))
+        self._writing.submit(lambda: self._finish(rows))
 
     def _finish(self, rows: dict[str, np.ndarray]) -> None:
         """The end of a segment, on the writing thread."""
-        self._statistics.add(rows)
-        self._files.finish_segment(self._clock, rows)
+        self._writing.statistics.add(rows)
+        self._writing.files.finish_segment(self._clock, rows)
 
     def _new_segment(self) -> dict[str, np.ndarray]:
         return {

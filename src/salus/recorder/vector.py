@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..codecs import encode_chunk
-from ..errors import InvalidInputError, RecordingError, SalusError
+from ..errors import InvalidInputError, RecordingError, noted_on
 from ..labels import Outcome, Result
 from ..layout import ArraySpec
 from ..log.entries import Entry
@@ -358,11 +358,9 @@ class VectorRecorder:
     ) -> None:
         if error is None:
             self.close()
-            return
-        try:
-            self.close()
-        except SalusError as failed:
-            error.add_note(f"salus: closing the vector recorder failed as well: {failed}")
+        else:
+            with noted_on(error, "closing the vector recorder failed as well"):
+                self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{np.count_nonzero(self._steps.lengths)} open episodes"

@@ -35,20 +35,25 @@ _REMEDY = "--repair publishes it again"
 _SHOWN = 5
 
 
-def check_derived(storage: Storage, log: Log) -> Findings:
+def check_derived(storage: Storage, log: Log, *, from_log: bool = False) -> Findings:
     """Every object that publishing writes, against what is there.
 
     A recorder publishes up to a second behind its commits, also one that has no episode open just now. So what is
     wrong is looked at again a while later, and what was written in between is no finding. Where schema revisions or
     amendments do not hold, nobody can say what was to be published, and nothing is looked at.
+
+    Args:
+        storage: The dataset.
+        log: What is committed.
+        from_log: Whether checkpoints and `log` agree: then publishing need not read what `log` has read.
     """
     if any(finding.kind in ("schema", "amendment") for finding in log.findings) or not log.schemas:
         return
-    first = Comparison(storage, log)
+    first = Comparison(storage, log, from_log=from_log)
     if not first.found:
         return
     time.sleep(PUBLISHED_WITHIN_S)
-    second = Comparison(storage, log)
+    second = Comparison(storage, log, from_log=from_log)
     for key in sorted(first.found.keys() & second.found.keys()):
         if first.bodies.get(key) == second.bodies.get(key):
             yield from second.found[key]
@@ -63,7 +68,7 @@ class Comparison:
         bodies: What is there in its place, where anything is that can be read.
     """
 
-    def __init__(self, storage: Storage, log: Log) -> None:
+    def __init__(self, storage: Storage, log: Log, *, from_log: bool = False) -> None:
         self.found: dict[str, list[Finding]] = {}
         self.bodies: dict[str, bytes] = {}
         self._storage = storage
@@ -73,7 +78,8 @@ class Comparison:
         self._lengths = [length_name(clock) for clock in (STEP, *log.schemas[-1].clocks)]
         self._rows_there: dict[str, set[int]] = {}
         self._records = log.records
-        publish(_Publication(storage, self), whole=True, read=self._read)
+        known = log.snapshot if from_log else None
+        publish(_Publication(storage, self), known=known, whole=True, read=self._read)
 
     def _read(self, storage: Storage, slot: int) -> Record | None:
         return self._records.get(slot) or read_record(storage, slot)  # records never change

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
 
 from .. import documents
 from ..errors import CorruptDataError, FormatError, SalusError
@@ -28,6 +32,7 @@ from ..log.records import Record
 from ..log.revisions import read_revision
 from ..log.snapshot import Snapshot, log_folders, read_record
 from ..log.tags import list_tags, read_tag
+from ..readahead import read_ahead
 from ..schema import Schema
 from ..shards import ShardInfo
 from ..storage import Storage
@@ -36,6 +41,9 @@ from .report import Finding, Findings, damage, said
 KEPT_BYTES = 2**26
 RECORD_BYTES = 1000
 """What a record without its metadata takes in memory, about."""
+
+BATCH_SLOTS = 64
+"""Small documents that a thread reads in a row."""
 
 _HEX = set("0123456789abcdef")
 _REBUILT = "--repair builds it again from the log"
@@ -85,8 +93,12 @@ class Log:
         return self.snapshot.overlays.get(uid, Overlay())
 
 
-def read_log(storage: Storage) -> Log:
+def read_log(storage: Storage, *, threads: int = 1) -> Log:
     """Read all of the log, from its documents one by one: no checkpoint is trusted.
+
+    Args:
+        storage: The dataset.
+        threads: How many read records.
 
     Raises:
         FormatError: A format that this version does not know.
@@ -94,25 +106,64 @@ def read_log(storage: Storage) -> Log:
     log = Log()
     log.findings += _read_schemas(storage, log)
     entries, kept = [], 0
-    for slot in record_slots(storage):
-        entry = None
+    for read in in_batches(functools.partial(_read_decided, storage, log), record_slots(storage), threads=threads):
+        entries.append(read.entry)
+        if read.finding is not None:
+            log.findings.append(read.finding)
+        if read.record is None:
+            continue
+        if read.entry.status != "aborted":
+            log.hashes[read.entry.slot] = read.hashes
+        kept += len(str(read.record.metadata)) + RECORD_BYTES
+        if kept <= KEPT_BYTES:
+            log.records[read.entry.slot] = read.record
+    log.decided = Entries.of(entries)
+    log.findings += _read_amendments(storage, log)
+    return log
+
+
+class _Decided(NamedTuple):
+    """What is kept of the record of a slot.
+
+    Attributes:
+        entry: Its row, corrupt where the record does not hold.
+        finding: What is wrong with the record then.
+        record: Without shards and statistics, where it holds.
+        hashes: The sha256 of its shards.
+    """
+
+    entry: Entry
+    finding: Finding | None = None
+    record: Record | None = None
+    hashes: bytes = b""
+
+
+def _read_decided(storage: Storage, log: Log, slots: Sequence[int]) -> list[_Decided]:
+    found = []
+    for slot in slots:
         try:
             record = read_record(storage, slot)
             if record is not None:
                 entry = entry_of(record, log)
-                if record.status != "aborted":
-                    log.hashes[slot] = hashes_of(record)
-                kept += len(str(record.metadata)) + RECORD_BYTES
-                if kept <= KEPT_BYTES:
-                    log.records[slot] = replace(record, shards=(), statistics=None)
+                hashes = hashes_of(record) if record.status != "aborted" else b""
+                found.append(_Decided(entry, None, replace(record, shards=(), statistics=None), hashes))
         except SalusError as error:
-            log.findings.append(damage("record", record_key(slot), error, slot=slot))
-            entry = Entry.corrupt(slot)
-        if entry is not None:
-            entries.append(entry)
-    log.decided = Entries.of(entries)
-    log.findings += _read_amendments(storage, log)
-    return log
+            found.append(_Decided(Entry.corrupt(slot), damage("record", record_key(slot), error, slot=slot)))
+    return found
+
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+def in_batches(
+    read: Callable[[Sequence[Item]], list[Value]], items: Iterable[Item], *, threads: int
+) -> Iterator[Value]:
+    """What threads read of many items, in order: some at a time, as handing over a small one takes longer than it."""
+    following = iter(items)
+    batches = iter(lambda: list(itertools.islice(following, BATCH_SLOTS)), [])
+    jobs = ((1, functools.partial(read, batch)) for batch in batches)
+    return itertools.chain.from_iterable(read_ahead(jobs, threads=threads, budget=2 * threads))
 
 
 def _read_schemas(storage: Storage, log: Log) -> Findings:
@@ -225,23 +276,32 @@ def read_amendment(storage: Storage, number: int) -> Amendment | None:
 # --- claims ------------------------------------------------------------------------------------------------------
 
 
+def check_claims(storage: Storage, log: Log, *, threads: int) -> Findings:
+    """The claims of all decided slots."""
+
+    def check(entries: Sequence[Entry]) -> list[Finding]:
+        return [finding for entry in entries for finding in check_claim(storage, entry)]
+
+    return in_batches(check, log.decided, threads=threads)
+
+
 def check_claim(storage: Storage, entry: Entry) -> Findings:
     """The claim of a decided slot. Nothing reads it any more: it only has to be there, so that nobody else claims."""
     if entry.status == "corrupt":
         return
     key, uid, slot = claim_key(entry.slot), entry.uid, entry.slot
-    finding = Finding(
-        "claim", "leftover", key, "", remedy="nothing reads it; --repair writes it anew", uid=uid, slot=slot
-    )
     try:
         claim = read_claim(storage, slot)
     except SalusError as error:
-        yield replace(finding, failed=said(error, key))
-        return
-    if claim is None:
-        yield replace(finding, failed="it is missing, while its slot is decided")
-    elif claim.uid != uid:
-        yield replace(finding, failed=f"it is of episode {claim.uid}, and the record of {uid}")
+        failed = said(error, key)
+    else:
+        if claim is not None and claim.uid == uid:
+            return
+        failed = "it is missing, while its slot is decided"
+        if claim is not None:
+            failed = f"it is of episode {claim.uid}, and the record of {uid}"
+    remedy = "nothing reads it; --repair writes it anew"
+    yield Finding("claim", "leftover", key, failed, remedy=remedy, uid=uid, slot=slot)
 
 
 # --- what repeats the log ----------------------------------------------------------------------------------------
@@ -291,9 +351,9 @@ def check_tag(storage: Storage, name: str, log: Log) -> Findings:
 
 def compare(storage: Storage, embedded: Snapshot, log: Log, name: str, key: str) -> Findings:
     """Where a sealed document that embeds a snapshot and the log itself say different things."""
-    for entry in embedded.decided:
+    for entry in embedded.decided.take(embedded.decided.unlike(log.decided)):
         now = log.decided.at(entry.slot)
-        if "corrupt" in (entry.status, "" if now is None else now.status) or entry == now:
+        if "corrupt" in (entry.status, "" if now is None else now.status):
             continue  # a record that does not hold is named itself
         if now is None:
             now = _read_anew(storage, entry.slot, log)  # it may have come meanwhile

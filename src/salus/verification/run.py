@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -24,14 +24,15 @@ from ..readahead import read_ahead
 from ..storage import LocalStorage, Storage, StorageOptions, open_storage
 from ..view import DatasetView
 from .derived import check_derived
-from .log import Log, check_checkpoints, check_claim, check_tag, check_tags, read_log
+from .log import Log, check_checkpoints, check_claims, check_tag, check_tags, read_log
 from .repair import Repair
 from .report import Finding, Findings, VerifyReport, damage
-from .shards import ExpectedShard, ShardCheck, check_shards
+from .shards import BLOCK_BYTES, ExpectedShard, ShardCheck, check_shards
 from .tree import check_tree
 
 Progress: TypeAlias = Callable[[int, int], None]
 JOBS_AHEAD = 8
+BATCH_PIECES = 64
 
 
 def verify(
@@ -147,7 +148,7 @@ class _Verifier:
         self._threads = threads
         self._on_progress = on_progress or (lambda _done, _all: None)
         self._num_shards = self._bytes_read = self._num_recording = 0
-        self.log = read_log(storage)
+        self.log = read_log(storage, threads=threads)
         if not self.log.schemas and not self.log.findings:
             open_dataset(storage.url)  # raises what is there instead
         self._overlays = self.log.snapshot.overlays
@@ -196,12 +197,12 @@ class _Verifier:
         """Everything but the shards."""
         storage, log = self._storage, self.log
         found = [*log.findings]
-        for entry in log.decided:
-            found += check_claim(storage, entry)
+        found += check_claims(storage, log, threads=self._threads)
         found += check_checkpoints(storage, log)
         found += check_tags(storage, log)
         found += self._unfinished()
-        found += check_derived(storage, log)
+        agree = not any(finding.kind == "record" for finding in found)
+        found += check_derived(storage, log, from_log=agree)
         if isinstance(storage, LocalStorage):
             undecided = set(unfinished_slots(storage, log.snapshot))
             strays = list(check_tree(storage, log, undecided))
@@ -250,23 +251,38 @@ class _Verifier:
     def _shards(self, entries: list[Entry]) -> Iterator[Finding]:
         done, total = 0, len(entries)
         self._on_progress(0, total)
-        for check, is_last in read_ahead(self._jobs(entries), threads=self._threads, budget=JOBS_AHEAD * self._threads):
-            self._num_shards += check.num_shards
-            self._bytes_read += check.bytes_read
-            yield from check.findings
-            if is_last:
-                done += 1
-                self._on_progress(done, total)
+        jobs = ((1, functools.partial(self._check, batch)) for batch in self._batches(entries))
+        for checks in read_ahead(jobs, threads=self._threads, budget=JOBS_AHEAD * self._threads):
+            for check, is_last in checks:
+                self._num_shards += check.num_shards
+                self._bytes_read += check.bytes_read
+                yield from check.findings
+                if is_last:
+                    done += 1
+                    self._on_progress(done, total)
 
-    def _jobs(self, entries: list[Entry]) -> Iterator[tuple[int, Callable[[], tuple[ShardCheck, bool]]]]:
+    def _check(self, batch: Sequence[_Piece]) -> list[tuple[ShardCheck, bool]]:
+        found = []
+        for piece in batch:
+            entry, length = piece.entry, piece.entry.length(piece.spec.clock)
+            check = check_shards(self._storage, piece.spec, piece.shards, uid=entry.uid, slot=entry.slot, length=length)
+            found.append((check, piece.is_last))
+        return found
+
+    def _batches(self, entries: list[Entry]) -> Iterator[list[_Piece]]:
+        """What a thread takes at once: a block, as handing over one small shard takes longer than reading it."""
+        batch: list[_Piece] = []
+        size = 0
         for entry in entries:
             parts = list(pieces(self.log.arrays[entry.schema_revision], entry, self.log.hashes[entry.slot]))
             for number, (spec, shards) in enumerate(parts):
-                length = entry.length(spec.clock)
-                check = functools.partial(
-                    check_shards, self._storage, spec, shards, uid=entry.uid, slot=entry.slot, length=length
-                )
-                yield 1, functools.partial(lambda run, last: (run(), last), check, number == len(parts) - 1)
+                batch.append(_Piece(entry, spec, shards, number == len(parts) - 1))
+                size += sum(shard.size for shard in shards)
+                if size >= BLOCK_BYTES or len(batch) >= BATCH_PIECES:
+                    yield batch
+                    batch, size = [], 0
+        if batch:
+            yield batch
 
     def _noted(self, finding: Finding) -> Finding:
         """With a word on the quarantine of its episode."""
@@ -275,6 +291,15 @@ class _Verifier:
             return finding
         remedy = "the episode is quarantined; bring the file back from a copy of the dataset, then verify with --repair"
         return replace(finding, remedy=remedy)
+
+
+class _Piece(NamedTuple):
+    """Some shards of one array of an episode; `is_last` where the episode has no more."""
+
+    entry: Entry
+    spec: ArraySpec
+    shards: list[ExpectedShard]
+    is_last: bool
 
 
 def pieces(specs: list[ArraySpec], entry: Entry, hashes: bytes) -> Iterator[tuple[ArraySpec, list[ExpectedShard]]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..layout import ArraySpec
 from ..schema import stamps_name
 from ..shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, MISSING, ShardIndex
 from ..storage import Storage, StoredFile
-from .report import RESTORE, Finding
+from .report import RESTORE, Finding, said
 
 BLOCK_BYTES = 2**20
 _REMEDY = f"{RESTORE}; --repair keeps readers from the episode until then"
@@ -80,7 +81,7 @@ def check_shards(
     for segment, size, sha256 in shards:
         count = min(spec.segment_steps, length - segment * spec.segment_steps)
         key = spec.shard_key(slot, segment)
-        finding = Finding("shard", "damage", key, "", remedy=_REMEDY, uid=uid, slot=slot)
+        finding = functools.partial(Finding, "shard", "damage", key, uid=uid, slot=slot)
         try:
             file = storage.open_shard(key)
             if file is None:
@@ -88,12 +89,12 @@ def check_shards(
             found.num_shards += 1
             if file.size != size:
                 got, expected = f"{file.size} bytes", f"{size} bytes"
-                found.findings.append(replace(finding, failed="its size", got=got, expected=expected))
+                found.findings.append(finding("its size", got, expected, _REMEDY))
                 continue
             found.bytes_read += file.size
             content = _read(file, spec, count)
         except SalusError as error:
-            found.findings.append(replace(finding, failed=str(error).removesuffix(f"; {key}")))
+            found.findings.append(finding(said(error, key), remedy=_REMEDY))
             continue
         problems = content.problems
         if _is_stamps(spec) and not problems:
@@ -107,11 +108,11 @@ def check_shards(
         if content.sha256 != sha256:
             failed = "; ".join(_few(problems)) or "other content, whose own checksums hold: exchanged, or old"
             got, expected = f"sha256 {content.sha256}", sha256
-            found.findings.append(replace(finding, failed=f"{where}: {failed}", got=got, expected=expected))
+            found.findings.append(finding(f"{where}: {failed}", got, expected, _REMEDY))
         elif problems:  # as it was recorded, so no copy helps
             failed = f"{where}: it was recorded so: {'; '.join(_few(problems))}"
             remedy = "the recorder wrote it so: please report it; --repair keeps readers from the episode"
-            found.findings.append(replace(finding, failed=failed, remedy=remedy))
+            found.findings.append(finding(failed, remedy=remedy))
     return found
 
 

@@ -5,6 +5,7 @@ Every name is held against the builders of keys; a folder is listed once, name b
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -149,6 +150,7 @@ class _Walk:
     def shards(self, spec: ArraySpec) -> Findings:
         """The folder of an array `(slot, step, …)`. What lies in a slot that is not decided is that episode's."""
         strays: dict[int, list[str]] = {}
+        segments = self._segments(spec)
         for name, kind in _listed(self._storage.path(spec.name)):
             key = f"{spec.name}/{name}"
             found = _SHARD.fullmatch(name)
@@ -157,21 +159,20 @@ class _Walk:
                 yield from self.file(key, kind)
             elif not found or spec.shard_key(slot, segment) != key:
                 yield self.stray(key, kind)
-            elif slot in self._undecided or self._is_shard(spec, slot, segment):
+            elif slot in self._undecided or segment < segments.get(slot, 0):
                 yield from self.file(key, kind)
             else:
                 strays.setdefault(slot, []).append(key)
         for slot, keys in sorted(strays.items()):
             yield replace(self.stray(keys[0], "file"), failed=self._why(slot, len(keys)), slot=slot)
 
-    def _is_shard(self, spec: ArraySpec, slot: int, segment: int) -> bool:
-        status = self._decided.get(slot)
-        if status is None:
-            return False
-        if status == "corrupt":
-            return True  # whose it is, nobody knows
-        entry = self._log.decided.at(slot)
-        return entry is not None and segment < spec.segments(entry.length(spec.clock))
+    def _segments(self, spec: ArraySpec) -> dict[int, float]:
+        """How many shards of an array belong to each decided slot."""
+        decided = self._log.decided
+        counts = -(-decided.lengths(spec.clock) // spec.segment_steps)
+        segments: dict[int, float] = dict(zip(decided.column("slot"), counts.tolist(), strict=True))
+        corrupt = decided.numbers("slot")[decided.has("status", "corrupt")].tolist()
+        return segments | dict.fromkeys(corrupt, math.inf)  # whose a shard is, nobody knows
 
     def _why(self, slot: int, count: int) -> str:
         shards = "a shard" if count == 1 else f"{count} shards"
