@@ -16,10 +16,11 @@ from numcodecs import zstd
 import salus
 from salus import documents
 from salus.errors import CorruptDataError
-from salus.layout import record_key, tag_key
+from salus.layout import checkpoint_key, record_key, tag_key
 from salus.log.amendments import Overlay
 from salus.log.entries import Entries, Entry
-from salus.log.snapshot import Snapshot, checkpoint_due
+from salus.log.snapshot import Snapshot, checkpoint_due, load
+from salus.storage import LocalStorage
 
 from .conftest import LENGTHS, make_arrays
 
@@ -284,6 +285,29 @@ def test_opening_reads_no_record_that_a_checkpoint_holds(path: Path, monkeypatch
         (path / record_key(slot)).unlink()
     assert list(salus.open(path).episodes) == before
     assert salus.open(path).gather({"q": [(3, 0), (1, 0)]})["q"].tolist() == [3.0, 1.0]
+
+
+def test_a_checkpoint_that_claims_a_gap_of_a_million_slots_costs_no_million_reads(
+    path: Path, dataset: salus.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = load(dataset.storage).decided
+    late = known[4]._replace(slot=900_000, uid=known[4].uid[:-4] + "ffff")
+    claimed = Snapshot(Entries.of([known[0], late]))
+    (path / "_salus/checkpoints").mkdir(exist_ok=True)
+    (path / checkpoint_key(0)).write_bytes(documents.seal(claimed.to_json()))
+    asked: list[str] = []
+    for name in ("get", "list"):
+        real = getattr(LocalStorage, name)
+
+        def counted(storage: LocalStorage, key: str, real: Any = real) -> Any:
+            asked.append(key)
+            return real(storage, key)
+
+        monkeypatch.setattr(LocalStorage, name, counted)
+    opened = salus.open(path, mode="a")
+    assert [each.slot for each in opened.episodes] == [0, 1, 2, 3, 4, 900_000], "records that are there are found"
+    assert opened.unfinished() == []
+    assert len(asked) < 100
 
 
 @pytest.mark.parametrize(

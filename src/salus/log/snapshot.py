@@ -22,6 +22,7 @@ from .entries import MAX_OPEN_SLOTS, Entries, Entry
 from .records import Record
 from .revisions import Revisions
 
+FEW_SLOTS = 64
 CHECKPOINT_MIN_RECORDS = 64
 CHECKPOINT_GROWTH = 0.1
 CHECKPOINT_MAX_NEW = 1024  # so that opening reads at most so many records one by one, however large the dataset
@@ -119,7 +120,7 @@ def load(storage: Storage, known: Snapshot | None = None) -> Snapshot:
         known = _newest_checkpoint(storage)[1]
     revisions = Revisions(storage)
     new: dict[int, Entry] = {}
-    for slot in known.open_slots:
+    for slot in _perhaps_decided(storage, known.open_slots):
         entry = read_entry(storage, slot, revisions)
         if entry is not None:
             new[slot] = entry
@@ -182,6 +183,15 @@ def log_folders(storage: Storage, first_slot: int = 0) -> Iterable[int]:
     """The folders of the log that may hold slots from `first_slot` on."""
     numbers = (number_in(name) for name in storage.list(f"{PRIVATE}/log"))
     return sorted(number for number in numbers if number is not None and number >= first_slot // SLOTS_PER_FOLDER)
+
+
+def _perhaps_decided(storage: Storage, slots: list[int]) -> Iterable[int]:
+    """Slots that had no record, without those that surely have none now: many are not asked for one by one."""
+    if len(slots) <= FEW_SLOTS:
+        return slots
+    wanted, folders = set(slots), log_folders(storage, slots[0])
+    listed = (number_in(name, suffix=".json") for n in folders for name in storage.list(f"{PRIVATE}/log/{n}"))
+    return sorted(slot for slot in listed if slot in wanted)
 
 
 def _read_new_records(storage: Storage, first_slot: int, decided: dict[int, Entry], revisions: Revisions) -> bool:

@@ -13,7 +13,7 @@ from ..errors import CorruptDataError
 from ..layout import journal_key
 from ..storage import LocalStorage, Storage, open_plain
 from .claims import Claim, claimed_slots, read_claim
-from .snapshot import Snapshot, read_record
+from .snapshot import FEW_SLOTS, Snapshot, read_record
 
 State = Literal["recording", "recovering", "dead", "other host", "corrupt"]
 
@@ -53,6 +53,9 @@ def unfinished_slots(storage: Storage, snapshot: Snapshot) -> list[int]:
     decided = snapshot.decided
     corrupt = set(decided.numbers("slot")[decided.has("status", "corrupt")].tolist())
     below = [slot for slot in snapshot.open_slots if slot not in corrupt]
+    if len(below) > FEW_SLOTS:
+        claimed = claimed_slots(storage, below[0])
+        return sorted(set(below).intersection(claimed)) + [slot for slot in claimed if slot >= snapshot.num_slots]
     return below + claimed_slots(storage, snapshot.num_slots)
 
 
