@@ -453,6 +453,13 @@ def test_what_was_committed_a_moment_ago_and_is_published_soon_is_no_finding(
 # --- some episodes -----------------------------------------------------------------------------------------------
 
 
+def test_what_is_no_dataset_is_refused(path: Path) -> None:
+    dataset = salus.open(path)
+    for other in (salus.concat([dataset, dataset]), 7, [dataset]):
+        with pytest.raises(InvalidInputError, match=r"verify: got \w+, expected a path.* each of its `parts`"):
+            salus.verify(other)  # type: ignore[arg-type]
+
+
 def test_some_episodes_are_verified_alone(path: Path) -> None:
     deleted = load(salus.open(path).storage).decided[2].uid
     flip(path / CAMERA)

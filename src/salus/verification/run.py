@@ -77,6 +77,11 @@ def verify(
 
     Cost: reads every shard once, as fast as the disk or sha256 allow, 1 MiB at a time on each thread.
     """
+    if not isinstance(dataset, DatasetView | str | os.PathLike):
+        raise InvalidInputError(
+            f"verify: got {type(dataset).__name__}, expected a path, a dataset, or a view of one; of a mixture, verify "
+            "each of its `parts`"
+        )
     if threads is not None and threads < 1:
         raise InvalidInputError(f"verify: threads: got {threads}, expected at least 1")
     if expect is not None and not expect.startswith("sha256:"):
