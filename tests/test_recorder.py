@@ -76,7 +76,7 @@ def test_an_episode_that_cannot_be_aborted_is_a_note_on_why_it_was_to_be(
     log.unlink()
     (note,) = raised.value.__notes__
     assert said in note
-    assert f"episode {episode.uid}: put _salus/log/0" in note
+    assert f"episode {episode.uid}: a file 'log', expected a plain folder" in note
 
 
 def test_start_commit_and_discard_without_a_block(path: Path, recorder: salus.Recorder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -239,7 +239,7 @@ def as_tuple(value: Any, what: str) -> tuple[Any, ...]:
 
 
 def _is_range(values: tuple[Any, ...]) -> bool:
-    numbers = [value for value in values if isinstance(value, int | float) and abs(value) < math.inf]
+    numbers = [value for value in values if isinstance(value, int | float) and abs(value) <= sys.float_info.max]
     return len(numbers) == len(values) == 2 and numbers[0] < numbers[1]
 
 

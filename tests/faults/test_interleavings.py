@@ -366,7 +366,6 @@ BUSY = ("publisher 1", "publisher 2", "writer 1", "writer 2")
     ids=[
         "objects are overwritten",
         "no lock",
-        "any version is replaced",
         "versions read after the log",
         "open slots are forgotten",
         "length before metadata",

@@ -540,7 +540,7 @@ def a_checkpoint_whose_column_inflates(path: Path) -> None:
     put_checkpoint(path, {"table": {"num_rows": 1, "texts": [], "columns": columns}, "amendments": []})
 
 
-@attack(r"slots out of order", unaffected=True)
+@attack(r"a column of 40000000 bytes in", unaffected=True)
 def a_checkpoint_of_five_million_rows(path: Path) -> None:
     columns = {"slot": packed(np.zeros(5_000_000, "<i8"))}
     put_checkpoint(path, {"table": {"num_rows": 5_000_000, "texts": [], "columns": columns}, "amendments": []})

@@ -431,11 +431,11 @@ class Entries(Sequence[Entry]):
             num_rows, texts = value["num_rows"], tuple(value["texts"])
             if type(num_rows) is not int or not 0 <= num_rows <= MAX_TABLE_BYTES // _ROW.itemsize:
                 raise ValueError(f"{num_rows} rows")
+            # Slots that rise take room in the file, too: so they are looked at before the rest takes memory.
+            _check_slots(_unpacked(value["columns"]["slot"], _ROW["slot"], num_rows))
             stored = sum(len(value["columns"][name]) for name in _COLUMNS)
             if num_rows * _ROW.itemsize > _FREE_BYTES + _MAX_RATIO * stored:
                 raise ValueError(f"{num_rows} rows in {stored} bytes")
-            # Slots that rise take room in the file, too: so they are looked at before the rest takes memory.
-            _check_slots(_unpacked(value["columns"]["slot"], _ROW["slot"], num_rows))
             rows = np.zeros(num_rows, _ROW)
             for name in _COLUMNS:
                 rows[name] = _unpacked(value["columns"][name], _ROW[name], num_rows)
@@ -543,7 +543,7 @@ def _unpacked(text: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
     declared = declared_size(packed)
     most = min(MAX_TABLE_BYTES, _FREE_BYTES + _MAX_RATIO * len(packed))
     if declared != count * dtype.itemsize or declared > most:  # before anything is allocated
-        raise ValueError(f"a column of {declared} bytes, expected {count} × {dtype.itemsize}")
+        raise ValueError(f"a column of {declared} bytes in {len(packed)}, expected {count} × {dtype.itemsize}")
     values: np.ndarray = decompress(packed, declared).view(dtype)
     return values
 
