@@ -293,6 +293,8 @@ class Schema:
         """
         try:
             features = {}
+            if len(document["features"]) > MAX_FEATURES:  # before each of them is made
+                raise ValueError(f"{len(document['features'])} features, expected at most {MAX_FEATURES}")
             for entry in document["features"]:
                 values = dict(entry)
                 name, kind = values.pop("name"), _KINDS[values.pop("kind")]
