@@ -58,7 +58,7 @@ test: $(READY) $(ZARRITA) $(CLOUD) $(AZURITE)  ## all tests
 test-newest: .venv-newest/.ready  ## the core, without torch, on the newest Python and the newest zarr
 	.venv-newest/bin/pytest --numprocesses 2 --dist worksteal \
 	  --ignore tests/interop --ignore tests/test_demo.py --ignore tests/test_torch.py --ignore tests/test_torch_codecs.py \
-	  --ignore tests/docs --ignore tests/cloud
+	  --ignore tests/docs --ignore tests/cloud --ignore tests/test_health_demo.py
 
 .venv-newest/.ready: pyproject.toml
 	$(if $(PYTHON_NEWEST),,$(error make test-newest: no python3.13 on the PATH))

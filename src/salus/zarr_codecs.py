@@ -173,24 +173,24 @@ def _chain(spec: ArraySpec) -> list[tuple[Any, ChunkSpec]]:
         config=ArrayConfig(order="C", write_empty_chunks=True),
         prototype=default_buffer_prototype(),
     )
+    chain = []
     try:
         codecs = [_codec(document) for document in json.loads(spec.chain)]
         first, middle, last = codecs_from_list(codecs)
+        ordered: list[Any] = [*first, middle, *last]
+        for given in ordered:
+            codec = given.evolve_from_array_spec(chunk)
+            chain.append((codec, chunk))
+            chunk = codec.resolve_metadata(chunk)
     except Exception as error:  # codecs of others raise whatever they like
         raise FormatError(f"{spec.name!r}: zarr-python cannot build the codecs {spec.chain}: {error}") from error
-    chain = []
-    ordered: list[Any] = [*first, middle, *last]
-    for given in ordered:
-        codec = given.evolve_from_array_spec(chunk)
-        chain.append((codec, chunk))
-        chunk = codec.resolve_metadata(chunk)
     return chain
 
 
 def _codec(document: dict[str, Any]) -> Any:
     try:
         found = get_codec_class(document["name"])
-    except KeyError as error:
+    except (KeyError, ValueError) as error:  # by version of zarr-python
         raise LookupError(f"no installed package brings the Zarr codec {document['name']!r}") from error
     return found.from_dict(document)
 
