@@ -60,8 +60,8 @@ def create(
     if strict:
         schema.check_native(storage.url)
     check_codecs(array_specs(schema).values())
+    storage.check_writable()
     if not read_revisions(storage):
-        storage.check_writable()
         try:
             _check_empty(storage)
             put_revision(storage, 0, schema)
@@ -72,7 +72,7 @@ def create(
                 raise _exists(storage) from None
     elif not exist_ok:
         raise _exists(storage)
-    dataset = open(path, mode="a", strict=strict, storage_options=storage_options)
+    dataset = _opened(storage, "a", strict=strict)
     differences = dataset.schema.differences(schema) if exist_ok else []
     if differences:
         raise InvalidInputError.listing(differences, subject=f"create: the schema differs from that of {storage.url}")
@@ -123,6 +123,13 @@ def open(
         raise _not_a_dataset(storage)
     if mode == "a":
         storage.check_writable()
+    return _opened(storage, mode, tag, strict=strict, on_corrupt=on_corrupt)
+
+
+def _opened(
+    storage: Storage, mode: Mode, tag: str | None = None, *, strict: bool = False, on_corrupt: OnCorrupt = "raise"
+) -> Dataset:
+    """The dataset that is there; the storage was checked."""
     if mode == "a" and storage.get("zarr.json") is None:
         publish(storage)  # a crash came between creating the dataset and publishing it
     snapshot = load(storage) if tag is None else read_tag(storage, tag)
@@ -140,7 +147,7 @@ def _warn_of_dead_recorders(storage: Storage, snapshot: Snapshot) -> None:
             f"open: {what} of recorders that died are unfinished, the first of them {dead[0].uid}; "
             f"salus recover {storage.url} brings back what they had written",
             UnfinishedEpisodesWarning,
-            stacklevel=3,
+            stacklevel=4,  # of who called open or create
         )
 
 

@@ -413,6 +413,9 @@ def test_the_end_of_a_shard_comes_with_opening_it(s3: servers.Server, requests: 
     assert shard.read(99_000, 2000) == body[99_000:]
     assert shard.read(100_000, 10) == b""
     assert requests == []
+    shard.prefetch(50_000, 50_000)  # runs into the end
+    assert shard.read(50_000, 50_000) == body[50_000:]
+    assert requests == [(50_000, 50_000 - objects.TAIL_BYTES)]
 
 
 def test_what_is_read_ahead_is_bounded_and_given_back(s3: servers.Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -432,13 +432,15 @@ class Entries(Sequence[Entry]):
             if type(num_rows) is not int or not 0 <= num_rows <= MAX_TABLE_BYTES // _ROW.itemsize:
                 raise ValueError(f"{num_rows} rows")
             # Slots that rise take room in the file, too: so they are looked at before the rest takes memory.
-            _check_slots(_unpacked(value["columns"]["slot"], _ROW["slot"], num_rows))
+            slots = _unpacked(value["columns"]["slot"], _ROW["slot"], num_rows)
+            _check_slots(slots)
             stored = sum(len(value["columns"][name]) for name in _COLUMNS)
             if num_rows * _ROW.itemsize > _FREE_BYTES + _MAX_RATIO * stored:
                 raise ValueError(f"{num_rows} rows in {stored} bytes")
             rows = np.zeros(num_rows, _ROW)
             for name in _COLUMNS:
-                rows[name] = _unpacked(value["columns"][name], _ROW[name], num_rows)
+                column = value["columns"][name]
+                rows[name] = slots if name == "slot" else _unpacked(column, _ROW[name], num_rows)
             ends = np.cumsum(rows["num_shards"], dtype="<i8")
             num_sizes = int(ends[-1]) if num_rows else 0
             sizes = _unpacked(value["columns"][_SIZES], np.dtype("<i8"), num_sizes)

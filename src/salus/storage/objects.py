@@ -162,7 +162,9 @@ class ObjectStorage:
             # Absent: refused, or still on its way. To try again is safe, as only one of all tries can create it.
             if time.monotonic() > deadline:
                 if isinstance(failed, Exists):
-                    raise AlreadyExistsError(f"put {key}: refused as existing, but it cannot be read") from failed
+                    raise AlreadyExistsError(
+                        f"put {key}: the store says that it exists, and that it does not; {self.url}"
+                    ) from failed
                 raise CommitUnknownError(
                     f"put {key}: not confirmed in {CREATE_WITHIN_S:.0f} s: {said(failed)}; {self.url}"
                 ) from failed
@@ -338,6 +340,8 @@ class _ObjectFile:
             return b""
         if start >= self._tail_start:
             return self._tail[start - self._tail_start : end - self._tail_start]
+        if end > self._tail_start:
+            return self.read(start, self._tail_start - start) + self._tail[: end - self._tail_start]
         with self._lock:
             found = next((each for each in self._ahead if each[0] <= start and end <= each[1]), None)
         if found is None:
