@@ -17,12 +17,13 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 BUCKET = "bucket"
 READY_WITHIN_S = 40.0
+ATTEMPTS = 3
 _ROOT = Path(__file__).parents[2]
 _KEYS = {"access_key_id": "some_access_key", "secret_access_key": "some_secret_key"}
 # The account of every Azurite, as its documentation gives it.
@@ -54,7 +55,16 @@ def running(name: str, folder: Path) -> Iterator[Server]:
     """One of SERVERS or READ_ONLY, with its data in `folder`."""
     command = _command(name)
     assert command, missing(name)
-    with (SERVERS | READ_ONLY)[name](command, folder) as server:
+    with ExitStack() as stack:
+        for attempt in range(ATTEMPTS):
+            data = folder / str(attempt)
+            data.mkdir()
+            try:
+                server = stack.enter_context((SERVERS | READ_ONLY)[name](command, data))
+                break
+            except TimeoutError:  # another process took one of the ports that were free a moment ago
+                if attempt == ATTEMPTS - 1:
+                    raise
         yield server
 
 
