@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 
 from salus import documents
-from salus.errors import AlreadyExistsError, CommitUnknownError, CorruptDataError, InvalidInputError, RecordingError
+from salus.errors import (
+    AlreadyExistsError,
+    CommitUnknownError,
+    CorruptDataError,
+    InvalidInputError,
+    RecordingError,
+    SalusError,
+)
 from salus.storage import LocalStorage, Storage, open_storage
 
 KEY = "_salus/log/0/0000000001.json"
@@ -419,6 +426,11 @@ def test_a_sync_that_the_disk_refuses_is_unknown(local: LocalStorage, monkeypatc
         with pytest.raises(CommitUnknownError, match="put a: fsync of its directory failed: Input/output error; .*/a$"):
             local.sync("a")
         local.sync("nothing/there")  # nothing is asked of the disk
+    with monkeypatch.context() as patch:
+        for call in ("stat", "open"):  # a disk that is gone refuses these, too
+            patch.setattr(os, call, failing(errno.EIO))
+        with pytest.raises(SalusError, match="Input/output error"):
+            local.sync("a")
     local.sync("a")
     assert local.get("a/first") == b"x"
 

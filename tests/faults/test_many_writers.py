@@ -22,7 +22,8 @@ from pathlib import Path
 import salus
 
 from .scenario import SCHEMA, looped_length, make_episode, warm_up
-from .test_crash_between_steps import check_episode, check_plain_zarr
+from .sharing import on_all_cores
+from .test_crash_between_steps import check_episode, check_plain_episodes, check_plain_lengths
 
 READERS = 4
 
@@ -81,10 +82,18 @@ def check_outcome(path: Path, committed: dict[str, tuple[int, int]], *, unknown:
     assert len({slot for slot, _ in found.values()}) == len(found), "a slot was given twice"
     assert committed.items() <= found.items(), "an acknowledged episode is not there"
     assert len(found) - len(committed) <= unknown
-    for episode in dataset:
+    check_plain_lengths(path, dataset)
+    assert sum(on_all_cores(check_share, len(found), path)) == len(found)
+
+
+def check_share(number: int, of: int, _: int, path: Path) -> int:
+    """Every `of`-th episode from `number` on, bit by bit, through SALUS and through plain zarr; returns how many."""
+    episodes = list(salus.open(path))[number::of]
+    for episode in episodes:
         seed = episode.metadata["seed"]
         check_episode(episode, seed, looped_length(seed))
-    check_plain_zarr(path, dataset)
+    check_plain_episodes(path, episodes)
+    return len(episodes)
 
 
 def _start(children: dict[int, int], body: Callable[[Callable[[str], None]], None]) -> None:
@@ -158,6 +167,7 @@ def main() -> None:
                 sys.exit(f"round {seed} failed")
             done = json.loads(counts_text)
             committed, killed = committed + done[0], killed + done[1]
+            sys.stderr.write(f"round {seed}: {done[0]} acknowledged, {time.monotonic() - began:.0f} s\n")
             shutil.rmtree(path)
     print(  # noqa: T201
         f"{rounds} rounds of {writers} writers and {READERS} readers, {killed} writers killed, {committed} episodes "

@@ -243,14 +243,18 @@ class LocalStorage:
 
     def sync(self, folder: str) -> None:
         path = self.checked_folder(folder)
-        if path.is_dir():
-            self.sync_folder(path, folder)
+        try:
+            _sync_directory(path)
+        except FileNotFoundError:
+            return  # what is not there, nobody has written
+        except OSError as error:
+            raise _not_synced(error, folder, path) from error
 
     def sync_folder(self, folder: Path, key: str) -> None:
         try:
             _sync_directory(folder)
         except OSError as error:
-            raise CommitUnknownError(f"put {key}: fsync of its directory failed: {error.strerror}; {folder}") from error
+            raise _not_synced(error, key, folder) from error
 
     def publication(self, publish: Callable[[Storage], Result]) -> Result:
         with self.lock():
@@ -390,6 +394,10 @@ def _sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _not_synced(error: OSError, key: str, folder: Path) -> CommitUnknownError:
+    return CommitUnknownError(f"put {key}: fsync of its directory failed: {error.strerror}; {folder}")
 
 
 @contextmanager
