@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -93,6 +94,7 @@ def seaweedfs(command: Sequence[str], folder: Path) -> Iterator[Server]:
     arguments = [
         *("-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}"),
         *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=50"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # else on ports of their own, which only one process can have
         *(f"-{part}.port={port}" for part, port in zip(("master", "volume", "filer", "s3"), ports, strict=True)),
     ]
     server = _s3(ports[3])
@@ -145,11 +147,9 @@ READ_ONLY: dict[str, Callable[..., Any]] = {"fake-gcs": fake_gcs}
 
 
 def free_port() -> int:
-    """A port that nobody listens on, low enough that SeaweedFS's port + 10,000 is one, too."""
+    """A port that nobody listens on, nor on port + 10,000 (SeaweedFS); neither is given to clients (32,768 and up)."""
     while True:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = int(found.getsockname()[1]) % 20_000 + 20_000
+        port = random.randrange(10_000, 22_768)  # noqa: S311
         with socket.socket() as first, socket.socket() as second:
             try:
                 first.bind(("127.0.0.1", port))
