@@ -259,8 +259,10 @@ def journal_target(examples: Examples) -> Target:
         revisions.recorded_arrays(start["schema_revision"])
         journal = replay(path, specs, kinds=schema.failure_kinds)
         with suppress(CorruptDataError):  # as if the shards had been exchanged, too; gzip puts the time into them
-            check_finished(storage, journal)
-        found = Found(journal, {name: open_parts(storage, slot, clock) for name, clock in journal.clocks.items()})
+            check_finished(storage, storage, journal)
+        found = Found(
+            journal, {name: open_parts(storage, storage, slot, clock) for name, clock in journal.clocks.items()}
+        )
         statistics, _ = read_statistics(storage, schema, journal, found.parts, found.counts)
         _ = found.lost_steps
         if not found.lengths[STEP]:

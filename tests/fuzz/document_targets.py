@@ -151,11 +151,11 @@ def slot_of(body: bytes) -> int:
 
 def _run_claim(examples: Examples, body: bytes) -> None:
     slot = examples.running_slot
-    storage = Objects({claim_key(slot): body})
+    storage = Objects({claim_key(slot): body, schema_key(0): examples.objects[schema_key(0)]})
     claim = read_claim(storage, slot)
     assert claim is not None
     _ = (claim.is_of_this_host, claim.process_lives)
-    state_of(storage, claim)
+    state_of(examples.running, claim)
     for episode in find_unfinished(storage, Snapshot()):
         json.dumps(episode.to_json())
         plain(episode.host)

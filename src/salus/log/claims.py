@@ -17,16 +17,17 @@ from ..storage import Storage
 from .records import is_uid
 
 
-def claim_slot(storage: Storage, uid: str, *, hint: int = 0) -> int:
-    """Claim the next free slot at or after `hint` for the episode `uid`.
+def claim_slot(storage: Storage, uid: str, *, hint: int = 0, spool: str = "") -> int:
+    """Claim the next free slot at or after `hint` for the episode `uid`, whose journal is in `spool`, or the dataset.
 
     Raises:
         RecordingError: The storage refused.
     """
     slot = hint or _first_unclaimed(storage)
+    claim = {"uid": uid, **_process_identity(), **({"spool": spool} if spool else {})}
     while True:
         try:
-            storage.put_new(claim_key(slot), documents.seal({"uid": uid, **_process_identity()}))
+            storage.put_new(claim_key(slot), documents.seal(claim))
         except AlreadyExistsError:
             slot = max(slot + 1, _first_unclaimed(storage))  # others may have claimed thousands meanwhile
         else:
@@ -67,6 +68,7 @@ class Claim:
         host, boot_id, pid, process_start: The process, told so that its host can tell whether it still lives.
         time_ns: Wall clock of the claim, nanoseconds since 1970.
         has_journal: Whether its steps go through a journal; those of a group commit (`recorder.vector`) do not.
+        spool: The folder of that host where the journal is; `""`: in the dataset.
     """
 
     slot: int
@@ -77,6 +79,7 @@ class Claim:
     process_start: int
     time_ns: int
     has_journal: bool = True
+    spool: str = ""
 
     @property
     def is_of_this_host(self) -> bool:
@@ -111,11 +114,12 @@ def read_claim(storage: Storage, slot: int) -> Claim | None:
     document = documents.unseal(body, key=key)
     texts = [document.get(name) for name in ("uid", "host", "boot_id")]
     numbers = [document.get(name) for name in ("pid", "process_start", "time_ns")]
-    sound = is_uid(texts[0]) and all(isinstance(value, str) for value in texts)
+    spool = document.get("spool", "")
+    sound = is_uid(texts[0]) and all(isinstance(value, str) for value in [*texts, spool])
     if not sound or not all(type(value) is int and 0 <= value < 2**63 for value in numbers):
         raise CorruptDataError(f"claim: not understood; {key}")
     claim = Claim(slot, *texts, *numbers)  # type: ignore[arg-type]  # just looked at
-    return replace(claim, has_journal=document.get("journal") is not False)
+    return replace(claim, has_journal=document.get("journal") is not False, spool=spool)
 
 
 def claimed_slots(storage: Storage, first_slot: int = 0) -> list[int]:

@@ -14,6 +14,7 @@ from ..layout import journal_key
 from ..storage import LocalStorage, Storage, open_plain
 from .claims import Claim, claimed_slots, read_claim
 from .snapshot import FEW_SLOTS, Snapshot, read_record
+from .spool import spool_of
 
 State = Literal["recording", "recovering", "dead", "other host", "corrupt"]
 
@@ -71,7 +72,7 @@ def find_unfinished(storage: Storage, snapshot: Snapshot) -> list[UnfinishedEpis
     for slot in unfinished_slots(storage, snapshot):
         try:
             claim = read_claim(storage, slot)
-            state = "dead" if claim is None else state_of(storage, claim)
+            state = "dead" if claim is None else state_of(spool_of(storage), claim)
         except CorruptDataError:
             found.append(UnfinishedEpisode("", slot, "corrupt", "", 0, 0))
             continue
@@ -87,8 +88,8 @@ def _was_decided(storage: Storage, slot: int) -> bool:
         return True
 
 
-def state_of(storage: Storage, claim: Claim) -> State:
-    """What has become of the process that claimed a slot.
+def state_of(spool: LocalStorage, claim: Claim) -> State:
+    """What has become of the process that claimed a slot; its journal is in `spool`.
 
     Its lock on the journal decides, once the journal has a first frame, which is written under the lock. Before, and
     where there is no journal, the process itself is looked for.
@@ -100,9 +101,8 @@ def state_of(storage: Storage, claim: Claim) -> State:
     if not claim.is_of_this_host:
         return "other host"
     locked = begun = False
-    if isinstance(storage, LocalStorage):
-        with suppress(FileNotFoundError):  # it has none, or ended in this moment
-            locked, begun = _look_at(storage.open_file(journal_key(claim.slot)))
+    with suppress(FileNotFoundError):  # it has none, or ended in this moment
+        locked, begun = _look_at(spool.open_file(journal_key(claim.slot)))
     if locked:
         return "recording" if claim.process_lives else "recovering"
     return "recording" if claim.process_lives and not begun else "dead"

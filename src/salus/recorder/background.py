@@ -185,6 +185,26 @@ class Background:
         self.submit(job)
         return done
 
+    def start_deciding(self, function: Callable[[], Future[Value]]) -> Future[Value]:
+        """Run `function` in its turn; the future ends as the one that it returns, or with what it raises."""
+        done: Future[Value] = Future()
+
+        def hand_on(ended: Future[Value]) -> None:
+            error = ended.exception()
+            if error is None:
+                done.set_result(ended.result())
+            else:
+                done.set_exception(error)
+
+        def job() -> None:
+            try:
+                function().add_done_callback(hand_on)
+            except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+                done.set_exception(error)
+
+        self.submit(job)
+        return done
+
     def close(self) -> None:
         """Finish all jobs and stop."""
         self.stop()

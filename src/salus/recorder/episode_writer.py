@@ -355,8 +355,10 @@ class EpisodeWriter:
     def _end(self, state: State, *, reason: str | None = None) -> Entry:
         self._pollers.stop()
         if self._decision is None:
+            if state == "discarded":
+                self._files.drop_uploads()  # what waits for the network to come back waits no longer
             try:
-                self._decision = self._background.start(self._deciding(state, reason))
+                self._decision = self._background.start_deciding(self._deciding(state, reason))
             except BaseException as error:  # Ctrl-C, and nobody knows whether the job was queued
                 self._writing.error = RecordingError(
                     f"episode {self.uid}: interrupted while it ended, by {type(error).__name__}"
@@ -390,7 +392,7 @@ class EpisodeWriter:
             self._files.close()
         self._on_end(self)
 
-    def _deciding(self, state: State, reason: str | None) -> Callable[[], Entry]:
+    def _deciding(self, state: State, reason: str | None) -> Callable[[], Future[Entry]]:
         """The job that ends the episode, on the writing thread."""
         kept = state != "discarded"
         others = {clock: stream for clock, stream in self._streams.items() if clock != STEP}
@@ -412,7 +414,7 @@ class EpisodeWriter:
             dropped_images=self._dropped_images if kept else {},
         )
 
-        def decide() -> Entry:
+        def decide() -> Future[Entry]:
             if not kept:
                 return self._files.abort(record)
             if self._writing.error is not None:

@@ -10,6 +10,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,8 +23,10 @@ from ..log.entries import Entry
 from ..log.records import Record
 from ..schema import STEP
 from ..shards import ShardInfo, ShardWriter
-from ..storage import LocalStorage
+from ..storage import LocalStorage, Storage
 from .journal import JournalWriter
+from .replay import progress_path
+from .uploads import Upload, Uploads
 
 FLUSH_INTERVAL_S = 0.5
 
@@ -75,17 +78,32 @@ class EpisodeFiles:
 
     Args:
         storage: The dataset's.
+        spool: Where the journal and the growing shards lie: of a local dataset, in it.
         specs: The arrays to write, without derived ones.
         slot: The claimed slot.
         start: The journal's first frame.
+        uploads: Bring the shards from the spool to a bucket; None of a local dataset, where they are linked into place.
     """
 
-    def __init__(self, storage: LocalStorage, specs: Mapping[str, ArraySpec], slot: int, start: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        spool: LocalStorage,
+        specs: Mapping[str, ArraySpec],
+        slot: int,
+        start: dict[str, Any],
+        *,
+        uploads: Uploads | None = None,
+    ) -> None:
         self.slot = slot
         self._storage = storage
+        self._spool = spool
+        self._uploads = uploads
+        self._uploading: list[Upload] = []
+        self._ends = self._dropped = False
         self._specs = specs
         self._clocks = {spec.clock: _Clock(spec.clock, spec.segment_steps) for spec in specs.values()}
-        self._folder = storage.checked_folder(journal_folder(slot))
+        self._folder = spool.checked_folder(journal_folder(slot))
         self._shards: dict[str, ShardWriter] = {}
         self._finished: list[ShardInfo] = []
         self._noted = False
@@ -145,7 +163,7 @@ class EpisodeFiles:
     @property
     def _waits(self) -> bool:
         """Whether something is not durable yet."""
-        return self._noted or any(clock.pending.count for clock in self._clocks.values())
+        return not self._ends and (self._noted or any(clock.pending.count for clock in self._clocks.values()))
 
     def flush_if_due(self) -> None:
         """Make what was written durable; asked twice per interval, so that no step waits longer than it."""
@@ -158,9 +176,9 @@ class EpisodeFiles:
         if self._journal is not None:
             self._journal.sync()
         if self._new_files:
-            self._storage.make_folder(self._folder.parent)
-            self._storage.sync_folder(self._folder, journal_folder(self.slot))
-            self._storage.sync_folder(self._folder.parent, journal_folder(self.slot))
+            self._spool.make_folder(self._folder.parent)
+            self._spool.sync_folder(self._folder, journal_folder(self.slot))
+            self._spool.sync_folder(self._folder.parent, journal_folder(self.slot))
             self._new_files = False
         self._flushed = time.monotonic()
 
@@ -193,7 +211,7 @@ class EpisodeFiles:
             self._journal.add(document, rows)
 
     def finish_segment(self, clock: str, rows: Mapping[str, np.ndarray]) -> None:
-        """Complete all shards of the current segment of a clock and put them in place.
+        """Complete all shards of the current segment of a clock and put them in place, or on their way there.
 
         Args:
             clock: Its name.
@@ -201,21 +219,26 @@ class EpisodeFiles:
 
         Raises:
             EpisodeFencedError: Another process put other bytes in place.
+            CommitUnknownError: The spool is full, and the bucket was out of reach for as long as a commit may wait.
         """
         for name, values in rows.items():
             spec, shard = self._specs[name], self._shard(name)
             for chunk, start in enumerate(range(0, len(values), spec.chunk_steps)):
                 shard.add(chunk, encode_chunk(spec, values[start : start + spec.chunk_steps]))
         infos, state = [], self._clocks[clock]
-        for name in [name for name in self._shards if self._specs[name].clock == clock]:
-            shard = self._shards[name]
+        complete = [shard for name, shard in self._shards.items() if self._specs[name].clock == clock]
+        for shard in complete:
             infos.append(shard.finish())
-            try:
-                self._storage.put_new_file(shard.key, shard.path)
-            except AlreadyExistsError as error:
-                raise EpisodeFencedError(f"slot {self.slot}: another process wrote its shards: {error}") from error
-            shard.path.unlink(missing_ok=True)
-            del self._shards[name]
+            if self._uploads is None:
+                self._place(shard)
+        self._shards = {name: shard for name, shard in self._shards.items() if self._specs[name].clock != clock}
+        if self._uploads is not None:
+            # Their names as well are durable before the journal says that they are complete.
+            self._spool.sync_folder(self._folder, journal_folder(self.slot))
+            pairs = zip(complete, infos, strict=True)
+            self._uploading += [self._uploads.add(info.key, shard.path, info.size) for shard, info in pairs]
+            if self._dropped:
+                self._uploads.drop(self._uploading)
         self._finished += infos
         # The shards hold these steps now, so the journal needs no copy of them.
         state.pending = Pending()
@@ -227,19 +250,44 @@ class EpisodeFiles:
         }
         self._add_frame(frame)
         state.segment += 1
+        if self._uploads is not None and not self._uploads.has_room:
+            self._flush()  # nothing that was written waits with it
+            self._uploads.wait_for_room(lambda: self._dropped)
 
-    def commit(self, record: Record) -> Entry:
-        """Write the record, which is the commit, and clean up.
+    def _place(self, shard: ShardWriter) -> None:
+        try:
+            self._storage.put_new_file(shard.key, shard.path)
+        except AlreadyExistsError as error:
+            raise EpisodeFencedError(f"slot {self.slot}: another process wrote its shards: {error}") from error
+        shard.path.unlink(missing_ok=True)
 
-        Raises:
+    def commit(self, record: Record) -> Future[Entry]:
+        """Write the record, which is the commit, and clean up; to a bucket as soon as all shards have arrived.
+
+        Raises, or ends with:
             EpisodeFencedError: Another process decided the slot first.
-            CommitUnknownError: The storage did not say.
+            CommitUnknownError: The storage did not say, or the bucket was out of reach for too long.
         """
-        return self._decide(replace(record, shards=tuple(self._finished)).to_bytes())
+        return self._decided(replace(record, shards=tuple(self._finished)).to_bytes(), self._uploading)
 
-    def abort(self, record: Record) -> Entry:
+    def abort(self, record: Record) -> Future[Entry]:
         """Write an aborted record, and remove what was in progress. Finished shards stay for garbage collection."""
-        return self._decide(record.to_bytes())
+        return self._decided(record.to_bytes(), [])
+
+    def drop_uploads(self) -> None:
+        """Upload nothing more: the episode will be aborted. Called on any thread; waits for nothing."""
+        self._dropped = True
+        if self._uploads is not None:
+            self._uploads.drop(self._uploading)
+
+    def _decided(self, body: bytes, uploading: list[Upload]) -> Future[Entry]:
+        if self._uploads is not None:
+            self._flush()  # the spool has all of it, whatever becomes of the bucket
+            self._ends = True
+            return self._uploads.decide(uploading, lambda: self._decide(body))
+        decided: Future[Entry] = Future()
+        decided.set_result(self._decide(body))
+        return decided
 
     def _decide(self, body: bytes) -> Entry:
         try:
@@ -272,7 +320,7 @@ class EpisodeFiles:
         if shard is None:
             spec = self._specs[name]
             segment = self._clocks[spec.clock].segment
-            path = self._folder / f"{name}.{segment}.shard"
+            path = progress_path(self._spool, self.slot, name, segment)
             shard = ShardWriter(path, spec.shard_key(self.slot, segment), spec.chunks_per_shard)
             self._shards[name] = shard
             self._new_files = True

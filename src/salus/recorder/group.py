@@ -24,7 +24,7 @@ from ..log.records import Record
 from ..schema import Schema
 from ..shards import ShardInfo, whole_shard
 from ..statistics import EpisodeStatistics, described
-from ..storage import LocalStorage
+from ..storage import Storage
 from .files import as_recording_error
 
 Chunks: TypeAlias = "list[Future[bytes]]"
@@ -95,7 +95,7 @@ class GroupWriter:
     Thread-safety: none; one thread commits.
     """
 
-    def __init__(self, storage: LocalStorage, specs: Mapping[str, ArraySpec]) -> None:
+    def __init__(self, storage: Storage, specs: Mapping[str, ArraySpec]) -> None:
         self._storage = storage
         self._specs = sorted(specs.values(), key=lambda spec: spec.name)
         self._next_slot = 0

@@ -25,10 +25,11 @@ from ..log.entries import Entry
 from ..log.publish import publish
 from ..log.records import Record
 from ..log.snapshot import Snapshot, checkpoint_due, write_checkpoint
+from ..log.spool import spool_of
 from ..metadata import check_metadata
 from ..schema import STEP, Schema
 from ..statistics import EpisodeStatistics
-from ..storage import LocalStorage
+from ..storage import LocalStorage, Storage
 from .background import Background, QueueStatus
 from .checking import StepChecker, checkers, whole_episode
 from .episode_writer import EpisodeWriter
@@ -37,6 +38,7 @@ from .interrupts import INTERRUPTS, OnInterrupt, watch
 from .pool import BufferPool
 from .stream import WhenFull, Writing
 from .uids import new_uid
+from .uploads import Uploads, UploadStatus
 from .vector import VectorRecorder
 
 PUBLISH_INTERVAL_S = 1.0
@@ -58,6 +60,10 @@ class Recorder:
             robot's loop is late. `"raise"` refuses the step with a `QueueFullError`. `"drop"` keeps its small features
             and drops its images, which `<name>.valid` then marks as missing; every image feature must be nullable.
             `record_episode` always waits.
+        spool_bytes: Of a dataset in a bucket: bytes of finished shards that may wait on this machine until they are
+            uploaded. Beyond it writing waits, and then `queue_bytes` and `when_full` say what `append` does.
+        upload_within_s: Of a dataset in a bucket: how long `commit` waits for the bucket, in seconds, before it raises
+            a `CommitUnknownError`. What was recorded is kept on this machine then, for `salus.recover`.
 
     Raises:
         InvalidInputError: The dataset is read-only, `bgr` names no RGB image, a codec that the schema names is not
@@ -78,6 +84,8 @@ class Recorder:
         threads: int = 2,
         on_interrupt: OnInterrupt = "abort",
         when_full: WhenFull = "block",
+        spool_bytes: int = 20 * 10**9,
+        upload_within_s: float = 600.0,
     ) -> None:
         if not isinstance(dataset, Dataset):
             raise InvalidInputError(
@@ -86,13 +94,17 @@ class Recorder:
         dataset.check_writable("record")
         if threads < 1 or queue_bytes < 1:
             raise InvalidInputError(f"recorder: got threads={threads}, queue_bytes={queue_bytes}, expected at least 1")
+        if spool_bytes < 1 or not 0 < upload_within_s < math.inf:
+            raise InvalidInputError(
+                f"recorder: got spool_bytes={spool_bytes}, upload_within_s={upload_within_s}, expected numbers above 0"
+            )
         if on_interrupt not in get_args(OnInterrupt):
             raise InvalidInputError(f'on_interrupt: got {on_interrupt!r}, expected "abort" or "salvage"')
         if isinstance(bgr, str):
             raise InvalidInputError(f"bgr: got the text {bgr!r}, expected several names, such as [{bgr!r}]")
         self._schema = dataset.schema
         self._revision = dataset.schema_revision
-        self._storage = _local(dataset)
+        self._storage = dataset.storage
         self._checkers = checkers(self._schema, bgr)
         self._specs = {name: spec for checker in self._checkers.values() for name, spec in checker.specs.items()}
         check_codecs(self._specs.values())
@@ -109,9 +121,15 @@ class Recorder:
         self._on_interrupt: OnInterrupt = on_interrupt
         self._watched = False
         self._pid = os.getpid()
+        self._spool = _spool(self._storage)
+        self._uploads = None
+        if self._spool is not self._storage:
+            self._uploads = Uploads(self._storage, self._spool, capacity_bytes=spool_bytes, within_s=upload_within_s)
         self._background = Background(budget_bytes=queue_bytes, threads=threads, tick=_flusher(weakref.ref(self)))
         self._publisher = _Publisher(self._storage)
-        self._abandoned = weakref.finalize(self, _abandon, self._background, self._publisher, self._open, self._pid)
+        self._abandoned = weakref.finalize(
+            self, _abandon, self._background, self._publisher, self._uploads, self._open, self._pid
+        )
 
     @property
     def schema(self) -> Schema:
@@ -122,6 +140,11 @@ class Recorder:
     def queue_status(self) -> QueueStatus:
         """What waits for the encoder and the disk, and what waiting cost so far."""
         return self._background.status
+
+    @property
+    def upload_status(self) -> UploadStatus | None:
+        """What still has to reach the bucket, and how that goes; None of a local dataset."""
+        return None if self._uploads is None else self._uploads.status
 
     @property
     def open_episodes(self) -> list[EpisodeWriter]:
@@ -163,7 +186,9 @@ class Recorder:
     def _start(self, metadata: dict[str, Any], pools: Mapping[str, BufferPool]) -> EpisodeWriter:
         uid = new_uid()
         with self._lock:
-            slot = claim_slot(self._storage, uid, hint=self._next_slot)
+            slot = claim_slot(
+                self._storage, uid, hint=self._next_slot, spool="" if self._uploads is None else self._spool.url
+            )
             self._next_slot = slot + 1
         start = {
             "uid": uid,
@@ -173,7 +198,7 @@ class Recorder:
         }
         specs = {name: spec for name, spec in self._specs.items() if not spec.derived}
         try:
-            files = EpisodeFiles(self._storage, specs, slot, start)
+            files = EpisodeFiles(self._storage, self._spool, specs, slot, start, uploads=self._uploads)
         except OSError as error:
             with suppress(SalusError):  # so that the slot does not look as if somebody recorded into it
                 self._storage.put_new(record_key(slot), Record(slot, uid, "aborted", reason=str(error)).to_bytes())
@@ -315,7 +340,9 @@ class Recorder:
             for episode in still_open
         ]
         ends += [vector.close for vector in self._vectors]
-        for end in [*ends, self._background.close, self._publisher.close]:
+        ends += [self._background.close, self._publisher.close]
+        ends += [] if self._uploads is None else [self._uploads.close]
+        for end in ends:
             try:
                 end()
             except SalusError as error:
@@ -345,7 +372,7 @@ class Recorder:
 class _Publisher:
     """Publishes at most about once a second, on a thread of its own, and once more at the end."""
 
-    def __init__(self, storage: LocalStorage) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._wanted = threading.Event()
         self._stop = threading.Event()
@@ -383,7 +410,13 @@ class _Publisher:
         write_checkpoint(self._storage, self._snapshot)
 
 
-def _abandon(background: Background, publisher: _Publisher, episodes: dict[str, EpisodeWriter], pid: int) -> None:
+def _abandon(
+    background: Background,
+    publisher: _Publisher,
+    uploads: Uploads | None,
+    episodes: dict[str, EpisodeWriter],
+    pid: int,
+) -> None:
     """The recorder was dropped, or the program ended, without `close()`: say so, and what is lost."""
     if os.getpid() != pid:
         return
@@ -394,6 +427,8 @@ def _abandon(background: Background, publisher: _Publisher, episodes: dict[str, 
         sys.stderr.write(f"salus: a recorder was not closed{what}; call commit(), or use a `with` block\n")
     publisher.stop()
     background.stop()
+    if uploads is not None:
+        uploads.stop()
 
 
 def _flusher(recorder: weakref.ref[Recorder]) -> Any:
@@ -416,11 +451,18 @@ def _merged(metadata: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict
     return check_metadata({**(metadata or {}), **more})
 
 
-def _local(dataset: Dataset) -> LocalStorage:
-    storage = dataset.storage
-    if not isinstance(storage, LocalStorage):
-        raise InvalidInputError(f"record: {storage.url} is not local; recording into object stores comes later")
-    return storage
+def _spool(storage: Storage) -> LocalStorage:
+    """The spool of a dataset, made where it is none yet."""
+    spool = spool_of(storage)
+    if spool is not storage:
+        try:
+            spool.make_folder(spool.root)
+        except OSError as error:
+            raise RecordingError(
+                f"recorder: the spool on this machine cannot be made: {error.strerror}; set SALUS_SPOOL to a folder "
+                f"on a local disk; {spool.url}"
+            ) from error
+    return spool
 
 
 def _check_when_full(when_full: str, schema: Schema, specs: Mapping[str, ArraySpec]) -> None:

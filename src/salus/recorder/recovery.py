@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ..codecs import encode_chunk
-from ..errors import AlreadyExistsError, CorruptDataError, InvalidInputError
+from ..errors import AlreadyExistsError, CorruptDataError
 from ..labels import Outcome
 from ..layout import PRIVATE, journal_folder, journal_key, number_in, record_key
 from ..log.claims import Claim, read_claim
@@ -21,11 +21,12 @@ from ..log.publish import publish
 from ..log.records import Record
 from ..log.revisions import Revisions
 from ..log.snapshot import load, read_record, write_checkpoint
+from ..log.spool import spool_of
 from ..log.unfinished import state_of, unfinished_slots
 from ..opening import open as open_dataset
 from ..schema import STEP, Schema
 from ..shards import ShardInfo, ShardWriter
-from ..storage import LocalStorage
+from ..storage import LocalStorage, Storage, StorageOptions
 from .files import as_recording_error
 from .replay import Clock, Journal, Part, check_finished, describe, open_parts, read_start, replay
 from .salvaged_statistics import read_statistics
@@ -105,7 +106,13 @@ class RecoveryReport:
         }
 
 
-def recover(path: str | os.PathLike[str], *, force: bool = False, dry_run: bool = False) -> RecoveryReport:
+def recover(
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    storage_options: StorageOptions | None = None,
+) -> RecoveryReport:
     """Bring back what recorders that died have left, as episodes with the status `"salvaged"`.
 
     They have the outcome and the metadata that were given before, and statistics. An episode whose process lives is
@@ -113,11 +120,15 @@ def recover(path: str | os.PathLike[str], *, force: bool = False, dry_run: bool 
     off: nobody was told that it is kept. An episode of another host can only be aborted, as its steps may be there: it
     is left, unless `force` is given. Running it again, also after a crash of its own, goes on where it stopped.
 
+    Of a dataset in a bucket, what was not uploaded is in the spool of the machine that recorded it, and of the user who
+    did: run it there, with the same SALUS_SPOOL. It uploads the rest.
+
     Args:
         path: The dataset.
         force: Also abort episodes of other hosts, and those whose journal or claim is not understood. A recorder that
             still lives on another host then gets an `EpisodeFencedError` at its commit.
         dry_run: Only say what would be done.
+        storage_options: As `salus.open`.
 
     Returns:
         What became of each unfinished episode.
@@ -130,9 +141,7 @@ def recover(path: str | os.PathLike[str], *, force: bool = False, dry_run: bool 
 
     Thread-safety: safe, and from several processes: one of them recovers an episode, the others leave it and say so.
     """
-    storage = open_dataset(path).storage
-    if not isinstance(storage, LocalStorage):
-        raise InvalidInputError(f"recover: {storage.url} is not local; recovering in object stores comes later")
+    storage = open_dataset(path, storage_options=storage_options).storage
     snapshot = load(storage)
     recoverer = _Recoverer(storage, force=force, dry_run=dry_run)
     found = [recoverer.recover(slot) for slot in unfinished_slots(storage, snapshot)]
@@ -174,8 +183,9 @@ class Found:
 class _Recoverer:
     """Recovers one episode after another."""
 
-    def __init__(self, storage: LocalStorage, *, force: bool, dry_run: bool) -> None:
+    def __init__(self, storage: Storage, *, force: bool, dry_run: bool) -> None:
         self._storage = storage
+        self._spool = spool_of(storage)
         self._revisions = Revisions(storage)
         self._force = force
         self._dry_run = dry_run
@@ -189,7 +199,7 @@ class _Recoverer:
         if claim is None or _is_decided(self._storage, slot):
             return None
         try:
-            state = state_of(self._storage, claim)
+            state = state_of(self._spool, claim)
         except CorruptDataError as error:  # a link, or a named pipe, in the place of its journal
             return _left(claim, str(error))
         if state == "recording":
@@ -199,7 +209,11 @@ class _Recoverer:
             if not self._force:
                 return _left(claim, f"{reason}; recover it there, or give it up with force")
             return self._abort(claim, reason, lost_steps=None)
-        with _locked(self._storage, slot) as lock:
+        if claim.spool not in ("", self._spool.url) and not self._force:
+            return _left(
+                claim, f"its journal is in the spool {claim.spool}, expected {self._spool.url}; set SALUS_SPOOL"
+            )
+        with _locked(self._spool, slot) as lock:
             if lock == "taken":
                 return _left(claim, "another process recovers it")
             if _is_decided(self._storage, slot):
@@ -208,9 +222,8 @@ class _Recoverer:
 
     def _without_journal(self, claim: Claim) -> RecoveredEpisode:
         specs = self._revisions.recorded_arrays(0)
-        placed = next(
-            (key for spec in specs if os.path.lexists(self._storage.path(key := spec.shard_key(claim.slot, 0)))), None
-        )
+        first = (spec.shard_key(claim.slot, 0) for spec in specs)
+        placed = next((key for key in first if _is_there(self._storage, key)), None)
         if placed is None or self._force or not claim.has_journal:
             reason = "no step was written"
             if placed is not None and not claim.has_journal:
@@ -219,7 +232,7 @@ class _Recoverer:
         return _left(claim, f"its shards are in place, but its journal and its record are gone; {placed}")
 
     def _take_over(self, claim: Claim) -> RecoveredEpisode:
-        path = self._storage.path(journal_key(claim.slot))
+        path = self._spool.path(journal_key(claim.slot))
         try:
             start = read_start(path)
             if start is None:
@@ -234,13 +247,22 @@ class _Recoverer:
             return self._abort(claim, str(error), lost_steps=None) if self._force else _left(claim, str(error))
         stopped_ns = path.stat().st_mtime_ns
         try:
-            check_finished(self._storage, journal)
-            parts = {name: open_parts(self._storage, claim.slot, clock) for name, clock in journal.clocks.items()}
+            spooled = check_finished(self._storage, self._spool, journal)
+            parts = {
+                name: open_parts(self._storage, self._spool, claim.slot, clock)
+                for name, clock in journal.clocks.items()
+            }
         except CorruptDataError as error:
             return self._abort(claim, str(error), lost_steps=journal.num_steps, stopped_ns=stopped_ns)
         found = Found(journal, parts)
         if not found.lengths[STEP]:
             return self._abort(claim, "no step was whole", lost_steps=journal.num_steps, stopped_ns=stopped_ns)
+        if not self._dry_run:
+            try:
+                for key, file in spooled.items():
+                    self._storage.put_new_file(key, file)
+            except AlreadyExistsError as error:
+                return _left(claim, f"another process wrote into it in this moment: {error}")
         return self._salvage(claim, found, stopped_ns, schema)
 
     def _salvage(
@@ -308,9 +330,9 @@ class _Recoverer:
         spec, number = part.spec, len(clock.finished)
         key = spec.shard_key(slot, number)
         if part.in_place and part.file is not None:
-            self._storage.sync_folder(self._storage.path(key).parent, key)
+            self._storage.sync(key.rpartition("/")[0])
             return describe(key, part.file)
-        folder = self._storage.checked_folder(f"{journal_folder(slot)}/recovered")
+        folder = self._spool.checked_folder(f"{journal_folder(slot)}/recovered")
         folder.mkdir(exist_ok=True)
         path = folder / f"{spec.name}.{number}.shard"
         path.unlink(missing_ok=True)  # of a recoverer that died
@@ -358,7 +380,13 @@ def _left(claim: Claim, reason: str) -> RecoveredEpisode:
     return RecoveredEpisode(claim.uid, claim.slot, "left", lost_steps=None, started_ns=claim.time_ns, reason=reason)
 
 
-def _is_decided(storage: LocalStorage, slot: int) -> bool:
+def _is_there(storage: Storage, key: str) -> bool:
+    if isinstance(storage, LocalStorage):
+        return os.path.lexists(storage.path(key))  # whatever it is
+    return storage.open_shard(key) is not None
+
+
+def _is_decided(storage: Storage, slot: int) -> bool:
     try:
         return read_record(storage, slot) is not None
     except CorruptDataError:
@@ -366,10 +394,10 @@ def _is_decided(storage: LocalStorage, slot: int) -> bool:
 
 
 @contextmanager
-def _locked(storage: LocalStorage, slot: int) -> Iterator[Literal["ours", "taken", "absent"]]:
+def _locked(spool: LocalStorage, slot: int) -> Iterator[Literal["ours", "taken", "absent"]]:
     """The exclusive lock on a journal, so that one process recovers it; waits for those who only look."""
     try:
-        descriptor = storage.open_file(journal_key(slot))
+        descriptor = spool.open_file(journal_key(slot))
     except FileNotFoundError:
         yield "absent"
         return
@@ -391,12 +419,13 @@ def _locked(storage: LocalStorage, slot: int) -> Iterator[Literal["ours", "taken
         os.close(descriptor)
 
 
-def sweep(storage: LocalStorage) -> None:
+def sweep(storage: Storage) -> None:
     """Remove what is left of the work on decided episodes."""
-    for name in storage.list(f"{PRIVATE}/journal"):
+    spool = spool_of(storage)
+    for name in spool.list(f"{PRIVATE}/journal"):
         slot = number_in(name)
         if slot is None or not _is_decided(storage, slot):
             continue
-        with suppress(CorruptDataError), _locked(storage, slot) as lock:  # links and pipes stay, for `verify` to name
+        with suppress(CorruptDataError), _locked(spool, slot) as lock:  # links and pipes stay, for `verify` to name
             if lock != "taken":
-                shutil.rmtree(storage.path(journal_folder(slot)), ignore_errors=True)  # harmless: it is decided
+                shutil.rmtree(spool.path(journal_folder(slot)), ignore_errors=True)  # harmless: it is decided

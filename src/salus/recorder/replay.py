@@ -22,7 +22,7 @@ from ..log.records import is_uid
 from ..metadata import check_metadata
 from ..schema import STEP
 from ..shards import ShardInfo, ShardReader
-from ..storage import LocalStorage, StoredFile, open_plain
+from ..storage import LocalStorage, Storage, StoredFile, open_plain
 from .journal import Frame, read_journal
 
 _BLOCK = 2**22
@@ -233,27 +233,43 @@ class Part:
     count: int
 
 
-def check_finished(storage: LocalStorage, journal: Journal) -> None:
+def check_finished(storage: Storage, spool: LocalStorage, journal: Journal) -> dict[str, Path]:
     """Raise CorruptDataError unless the shards of all finished segments are as the journal says.
+
+    Returns:
+        By key, the files of those that are still in the spool, and not in the dataset.
 
     Cost: reads all of them.
     """
-    for infos in (infos for clock in journal.clocks.values() for infos in clock.finished):
-        for info in infos:
-            file = storage.open_shard(info.key)
-            found = None if file is None else describe(info.key, file)
-            if found != info:
-                what = "is missing" if found is None else "is not the one that was finished"
-                raise CorruptDataError(f"shard: it {what}; {info.key}")
+    spooled = {}
+    for clock in journal.clocks.values():
+        for number, infos in enumerate(clock.finished):
+            names = {spec.shard_key(journal.slot, number): name for name, spec in clock.specs.items()}
+            for info in infos:
+                file = storage.open_shard(info.key)
+                if file is None:
+                    path = progress_path(spool, journal.slot, names[info.key], number)
+                    file = _in_progress(path)
+                    spooled[info.key] = path
+                found = None if file is None else describe(info.key, file)
+                if found != info:
+                    what = "is missing" if found is None else "is not the one that was finished"
+                    raise CorruptDataError(f"shard: it {what}; {info.key}")
+    return spooled
 
 
-def open_parts(storage: LocalStorage, slot: int, clock: Clock) -> list[Part]:
+def progress_path(spool: LocalStorage, slot: int, name: str, segment: int) -> Path:
+    """Where the shard of an array grows."""
+    return spool.path(journal_key(slot)).with_name(f"{name}.{segment}.shard")
+
+
+def open_parts(storage: Storage, spool: LocalStorage, slot: int, clock: Clock) -> list[Part]:
     """The arrays of the segment that was being recorded on a clock, and how many steps of each are whole.
 
     Raises:
         CorruptDataError: A shard in place does not agree with the journal.
     """
-    parts = [_part(storage, slot, clock, spec) for spec in clock.specs.values()]
+    parts = [_part(storage, spool, slot, clock, spec) for spec in clock.specs.values()]
     count = min(part.count for part in parts)
     for part in parts if count else ():
         if part.spec.chunk_steps != 1:
@@ -261,7 +277,7 @@ def open_parts(storage: LocalStorage, slot: int, clock: Clock) -> list[Part]:
     return parts
 
 
-def _part(storage: LocalStorage, slot: int, clock: Clock, spec: ArraySpec) -> Part:
+def _part(storage: Storage, spool: LocalStorage, slot: int, clock: Clock, spec: ArraySpec) -> Part:
     number, segment = len(clock.finished), clock.open
     key = spec.shard_key(slot, number)
     placed = storage.open_shard(key)
@@ -269,7 +285,7 @@ def _part(storage: LocalStorage, slot: int, clock: Clock, spec: ArraySpec) -> Pa
         return Part(spec, placed, placed is not None, segment.count)
     places = segment.places.get(spec.name, [])
     if placed is None:
-        file = _in_progress(storage.path(journal_key(slot)).with_name(f"{spec.name}.{number}.shard"))
+        file = _in_progress(progress_path(spool, slot, spec.name, number))
         return Part(spec, file, False, 0 if file is None else _whole_chunks(file, places))
     index = ShardReader(placed, spec).index
     for chunk, place in enumerate(places):

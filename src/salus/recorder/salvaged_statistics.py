@@ -13,12 +13,12 @@ from ..layout import ArraySpec
 from ..schema import Schema
 from ..shards import ShardReader
 from ..statistics import EpisodeStatistics, described
-from ..storage import LocalStorage
+from ..storage import Storage
 from .replay import Clock, Journal, Part, read_rows
 
 
 def read_statistics(
-    storage: LocalStorage, schema: Schema, journal: Journal, parts: Mapping[str, list[Part]], counts: Mapping[str, int]
+    storage: Storage, schema: Schema, journal: Journal, parts: Mapping[str, list[Part]], counts: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The member `statistics` of the record, as the recorder itself would have written it.
 
@@ -56,7 +56,7 @@ def read_statistics(
 class _Steps:
     """The steps of the episode: of finished segments from their shards, of the last one from its parts."""
 
-    def __init__(self, storage: LocalStorage, slot: int, clock: Clock, parts: list[Part], count: int) -> None:
+    def __init__(self, storage: Storage, slot: int, clock: Clock, parts: list[Part], count: int) -> None:
         self._storage = storage
         self._slot = slot
         self._clock = clock

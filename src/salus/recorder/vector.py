@@ -24,7 +24,7 @@ from ..log.records import Record
 from ..metadata import check_metadata
 from ..schema import TIMESTAMP, Schema
 from ..statistics import EpisodeStatistics, described
-from ..storage import LocalStorage
+from ..storage import Storage
 from .batched import StepBuffers, as_stamps, on_host
 from .checking import StepChecker
 from .files import as_recording_error
@@ -55,7 +55,7 @@ class VectorRecorder:
         self,
         *,
         num_envs: int,
-        storage: LocalStorage,
+        storage: Storage,
         schema: Schema,
         revision: int,
         checker: StepChecker,

@@ -1,0 +1,269 @@
+"""Uploads: what a recorder has finished goes from the spool to the bucket in the background, again and again.
+
+An episode in a bucket is committed in two steps: its shards, complete and durable in the spool, go up while it is still
+being recorded; its record goes up when they are all there. While the bucket is out of reach, recording goes on.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import AlreadyExistsError, CommitUnknownError, EpisodeFencedError, SalusError
+from ..storage import LocalStorage, Storage
+
+Value = TypeVar("Value")
+
+_FIRST_WAIT_S = 0.25
+_LONGEST_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class UploadStatus:
+    """What a recorder still has to bring to the bucket, and how that goes: one consistent moment of it.
+
+    Attributes:
+        capacity_bytes: `spool_bytes` of the recorder.
+        depth_bytes: Bytes of finished shards that wait in the spool, or are on their way.
+        peak_bytes: The most that ever did.
+        uploaded_bytes: Bytes of shards that have arrived.
+        waits: How often writing had to wait for room in the spool.
+        waited_s: How long it waited, in seconds.
+        failures: Tries that failed; each is repeated.
+        error: Why the last try failed; `""` once one has succeeded after it.
+    """
+
+    capacity_bytes: int
+    depth_bytes: int = 0
+    peak_bytes: int = 0
+    uploaded_bytes: int = 0
+    waits: int = 0
+    waited_s: float = 0.0
+    failures: int = 0
+    error: str = ""
+
+
+@dataclass(eq=False)
+class Upload:
+    """One shard on its way.
+
+    Attributes:
+        key: Where it goes.
+        path: Where it lies in the spool; removed once it has arrived.
+        size: Its bytes.
+        dropped: Nobody wants it any more.
+        done: Ends with None, or with what kept it from arriving for good.
+    """
+
+    key: str
+    path: Path
+    size: int
+    dropped: threading.Event = field(default_factory=threading.Event)
+    done: Future[None] = field(default_factory=Future)
+
+
+class Uploads:
+    """Brings shards and records of a recorder to a bucket.
+
+    Args:
+        storage: The dataset's.
+        spool: Where the shards lie until they have arrived.
+        capacity_bytes: Bytes of finished shards that may wait; see `wait_for_room`.
+        within_s: How long a commit waits for the bucket, in seconds.
+        threads: Shards that are on their way at a time.
+
+    Thread-safety: safe.
+    """
+
+    def __init__(
+        self, storage: Storage, spool: LocalStorage, *, capacity_bytes: int, within_s: float, threads: int = 4
+    ) -> None:
+        self.spool = spool
+        self._storage = storage
+        self._within_s = within_s
+        self._queue: queue.SimpleQueue[Upload | None] = queue.SimpleQueue()
+        self._status = UploadStatus(capacity_bytes)
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"salus-upload-{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def status(self) -> UploadStatus:
+        """What waits, and how it goes."""
+        with self._changed:
+            return self._status
+
+    def add(self, key: str, path: Path, size: int) -> Upload:
+        """Bring a shard, which is complete and durable, to its key; it is removed from the spool then."""
+        upload = Upload(key, path, size)
+        with self._changed:
+            depth = self._status.depth_bytes + size
+            self._status = replace(self._status, depth_bytes=depth, peak_bytes=max(self._status.peak_bytes, depth))
+        self._queue.put(upload)
+        return upload
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `wait_for_room` would not wait."""
+        return self._status.depth_bytes <= self._status.capacity_bytes
+
+    def wait_for_room(self, is_over: Callable[[], bool]) -> None:
+        """Wait while more than the capacity waits in the spool.
+
+        Args:
+            is_over: Whether there is no point in it any more; `drop` has it asked again.
+
+        Raises:
+            CommitUnknownError: It did for as long as a commit may wait.
+        """
+        began = time.monotonic()
+        with self._changed:
+            fits = self._changed.wait_for(lambda: self.has_room or self._stopped.is_set() or is_over(), self._within_s)
+            status = self._status
+            waited_s = status.waited_s + time.monotonic() - began
+            self._status = replace(status, waits=status.waits + 1, waited_s=waited_s)
+        if not fits:
+            raise self._not_confirmed(f"the spool is full, with {status.depth_bytes} bytes that wait")
+
+    def drop(self, uploads: Sequence[Upload]) -> None:
+        """Nobody wants these any more."""
+        for upload in uploads:
+            upload.dropped.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def decide(self, uploads: Sequence[Upload], put: Callable[[], Value]) -> Future[Value]:
+        """Put the record of an episode, on a thread of its own, once its shards have arrived.
+
+        Args:
+            uploads: Its shards.
+            put: Puts the record; called again where the bucket was out of reach.
+
+        Returns:
+            What `put` returns. Or EpisodeFencedError: another process decided the episode, or wrote its shards; or
+            CommitUnknownError: the bucket did not confirm it in time, and what the episode has is in the spool.
+        """
+        decided: Future[Value] = Future()
+
+        def run() -> None:
+            try:
+                decided.set_result(self._decide(uploads, put))
+            except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+                self.drop(uploads)
+                decided.set_exception(error)
+
+        threading.Thread(target=run, name="salus-decide", daemon=True).start()
+        return decided
+
+    def _decide(self, uploads: Sequence[Upload], put: Callable[[], Value]) -> Value:
+        deadline = time.monotonic() + self._within_s
+        for upload in uploads:
+            try:
+                upload.done.result(max(deadline - time.monotonic(), 0))
+            except NotInTime:
+                raise self._not_confirmed(f"{upload.key} has not arrived") from None
+        return self._repeated(put, lambda: time.monotonic() > deadline)
+
+    def close(self) -> None:
+        """Stop; what has not arrived stays in the spool, for `salus.recover`."""
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+
+    def stop(self) -> None:
+        """Stop soon, without waiting for it."""
+        self._stopped.set()
+        with self._changed:
+            self._changed.notify_all()
+        for _ in self._threads:
+            self._queue.put(None)
+
+    def _run(self) -> None:
+        while (upload := self._queue.get()) is not None:
+            if not self._stopped.is_set():
+                self._bring(upload)
+
+    def _bring(self, upload: Upload) -> None:
+        arrived = False
+        try:
+            arrived = self._repeated(lambda: self._put(upload), upload.dropped.is_set)
+            if arrived:
+                with suppress(OSError):  # left over, it goes with the folder of the episode
+                    upload.path.unlink()
+            upload.done.set_result(None)
+        except Exception as error:  # noqa: BLE001 - the commit raises it
+            upload.done.set_exception(error)
+        with self._changed:
+            status = self._status
+            uploaded = status.uploaded_bytes + upload.size * arrived
+            self._status = replace(status, depth_bytes=status.depth_bytes - upload.size, uploaded_bytes=uploaded)
+            self._changed.notify_all()
+
+    def _put(self, upload: Upload) -> bool:
+        """Whether it is there now: what nobody wants any more stays in the spool."""
+        if upload.dropped.is_set():
+            return False
+        try:
+            self._storage.put_new_file(upload.key, upload.path)
+        except AlreadyExistsError as error:
+            raise EpisodeFencedError(f"another process wrote its shards: {error}") from error
+        except FileNotFoundError:
+            if not upload.dropped.is_set():
+                raise
+            return False  # the episode was ended meanwhile, and its folder removed
+        return True
+
+    def _repeated(self, put: Callable[[], Value], is_over: Callable[[], bool]) -> Value:
+        """`put`, until it succeeds, or is refused for good, or there is no point in it any more."""
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                value = put()
+            except EpisodeFencedError:
+                raise
+            except SalusError as error:
+                self._failed(error)
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._stopped.is_set() or is_over(), wait_s):
+                        raise self._not_confirmed(str(error)) from error
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+            else:
+                self._succeeded()
+                return value
+
+    def _failed(self, error: SalusError) -> None:
+        with self._changed:
+            first = not self._status.error
+            self._status = replace(self._status, failures=self._status.failures + 1, error=str(error))
+        if first:
+            sys.stderr.write(
+                f"salus: uploading fails and is tried again, recording goes on into the spool; {error}; "
+                f"{self.spool.url}\n"
+            )
+
+    def _succeeded(self) -> None:
+        with self._changed:
+            failed = bool(self._status.error)
+            self._status = replace(self._status, error="")
+        if failed:
+            sys.stderr.write(f"salus: uploading goes on; {self._storage.url}\n")
+
+    def _not_confirmed(self, why: str) -> CommitUnknownError:
+        last = f" ({self.status.error})" if self.status.error and self.status.error not in why else ""
+        return CommitUnknownError(
+            f"the bucket did not confirm the episode in {self._within_s:.0f} s: {why}{last}; what was recorded is kept "
+            f"in {self.spool.url}, and salus.recover({self._storage.url!r}) brings it up"
+        )
