@@ -55,9 +55,13 @@ demo: $(READY)  ## record rendered episodes in parallel, check them, train a fai
 test: $(READY) $(ZARRITA) $(CLOUD) $(AZURITE)  ## all tests
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
+# What is about the disk and the protocol, not about Python or zarr: it runs once, in `make test`.
+TORTURE := fuzz $(addprefix faults/test_,bit_flips.py error_injection.py full_disk.py interleavings.py many_writers.py \
+  parallel_writers.py power_cuts.py power_loss.py soak.py)
+
 test-newest: .venv-newest/.ready  ## the core, without torch, on the newest Python and the newest zarr
 	.venv-newest/bin/pytest --numprocesses 2 --dist worksteal \
-	  --ignore tests/interop --ignore tests/test_demo.py --ignore tests/test_torch.py --ignore tests/test_torch_codecs.py \
+	  $(TORTURE:%=--ignore tests/%) --ignore tests/interop --ignore tests/test_demo.py --ignore tests/test_torch.py --ignore tests/test_torch_codecs.py \
 	  --ignore tests/docs --ignore tests/cloud --ignore tests/test_health_demo.py
 
 .venv-newest/.ready: pyproject.toml
