@@ -115,6 +115,28 @@ def test_plain_zarr_reads_a_bucket_through_fsspec(s3: servers.Server, original: 
     np.testing.assert_array_equal(array[1, 30], original[1]["images"][30])
 
 
+@pytest.mark.parametrize("name", ["moto", "seaweedfs"])
+def test_tensorstore_reads_a_bucket(
+    name: str, stores: Callable[[str], servers.Server], original: salus.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorstore
+
+    server = stores(name)
+    url = upload(original, server._replace(url=f"{server.url}/objects-{next(_datasets)}"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.options["access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.options["secret_access_key"])
+    kvstore = {
+        "driver": "s3",
+        "bucket": servers.BUCKET,
+        "path": f"{url.removeprefix(f's3://{servers.BUCKET}/')}/images/",
+        "endpoint": server.options["endpoint"],
+        "aws_region": server.options["region"],
+        "aws_credentials": {"type": "environment"},
+    }
+    array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
+    np.testing.assert_array_equal(array[1, 30].read().result(), original[1]["images"][30])
+
+
 def test_the_loader_reads_windows_from_a_bucket(server: servers.Server, original: salus.Dataset) -> None:
     url = upload(original, server)
     read = []
