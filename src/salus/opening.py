@@ -24,7 +24,7 @@ from .log.snapshot import Snapshot, load
 from .log.tags import read_tag
 from .log.unfinished import find_unfinished
 from .schema import Schema
-from .storage import LocalStorage, Storage, StorageOptions, open_storage
+from .storage import DiskCache, LocalStorage, Storage, StorageOptions, is_url, open_storage
 
 
 def create(
@@ -87,6 +87,8 @@ def open(
     strict: bool = False,
     on_corrupt: OnCorrupt = "raise",
     storage_options: StorageOptions | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_bytes: int = 50 * 10**9,
 ) -> Dataset:
     """Open a dataset at its newest state, or at a tag.
 
@@ -103,6 +105,9 @@ def open(
         storage_options: Of an object store: what obstore's store takes, such as `endpoint`, `region`,
             `access_key_id`, `client_options`. What is not given comes from the environment, as the provider's own
             tools take it.
+        cache: Of an object store: a folder on a local disk that keeps what is read of the shards, for later epochs and
+            other processes; any number of them share it. Without effect on a local dataset.
+        cache_bytes: What the cache keeps; what was read longest ago goes first.
 
     Raises:
         NotFoundError: Nothing is there, or no such tag.
@@ -118,7 +123,8 @@ def open(
         raise InvalidInputError(
             f'open: a tag never changes, so mode {mode!r} does not go with tag {tag!r}; use mode="r"'
         )
-    storage = open_storage(path, storage_options)
+    kept = None if cache is None or not is_url(path) else DiskCache(cache, cache_bytes)
+    storage = open_storage(path, storage_options, kept)
     if not read_revisions(storage):
         raise _not_a_dataset(storage)
     if mode == "a":

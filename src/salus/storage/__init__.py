@@ -8,27 +8,33 @@ from pathlib import Path
 from ..errors import InvalidInputError
 from .base import Found, Storage, StoredFile
 from .beneath import open_plain
+from .disk_cache import DiskCache
 from .local import LocalStorage
 from .objects import ObjectStorage, StorageOptions, is_url
 
 __all__ = [
+    "DiskCache",
     "Found",
     "LocalStorage",
     "ObjectStorage",
     "Storage",
     "StorageOptions",
     "StoredFile",
+    "is_url",
     "open_plain",
     "open_storage",
 ]
 
 
-def open_storage(path: str | os.PathLike[str], options: StorageOptions | None = None) -> Storage:
+def open_storage(
+    path: str | os.PathLike[str], options: StorageOptions | None = None, cache: DiskCache | None = None
+) -> Storage:
     """The storage of a local path, or of the URL of an object store.
 
     Args:
         path: Such as `data.zarr`, `file:///data.zarr`, `s3://bucket/data.zarr`, `gs://…`, `az://container/…`.
         options: Of an object store: as `ObjectStorage`.
+        cache: Of an object store: as `ObjectStorage`; of a local path, nothing is kept twice.
 
     Raises:
         InvalidInputError: Not such a URL, or options that do not go with it.
@@ -36,7 +42,7 @@ def open_storage(path: str | os.PathLike[str], options: StorageOptions | None = 
     """
     text = os.fspath(path)
     if is_url(text):
-        return ObjectStorage(text, options)
+        return ObjectStorage(text, options, cache)
     if options:
         raise InvalidInputError(f"storage_options: got {', '.join(options)}, expected none for a local path; {text}")
     return LocalStorage(Path(os.path.abspath(Path(text.removeprefix("file://")).expanduser())))

@@ -6,6 +6,7 @@ nothing, so after every error but a plain refusal the object is read back, and c
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
@@ -29,9 +30,11 @@ from ..errors import (
     StorageError,
 )
 from .base import Found, Storage, StoredFile
+from .disk_cache import DiskCache
 from .publication import Version, published
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
 Result = TypeVar("Result")
@@ -67,6 +70,7 @@ class ObjectStorage:
         url: `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
         options: What `obstore.store.from_url` takes besides: `endpoint`, `region`, credentials, `client_options`,
             `retry_config`. What is not given comes from the environment, as is usual in the store's own tools.
+        cache: Keeps what is read of shards.
 
     Raises:
         InvalidInputError: Not such a URL, or obstore does not know an option.
@@ -76,8 +80,9 @@ class ObjectStorage:
     it gets a `StorageError`, as the threads of obstore do not survive a fork.
     """
 
-    def __init__(self, url: str, options: StorageOptions | None = None) -> None:
+    def __init__(self, url: str, options: StorageOptions | None = None, cache: DiskCache | None = None) -> None:
         self._options = dict(options or {})
+        self._cache = cache
         self._objects = _store(url, self._options)
         self.url = url.rstrip("/")
         self._pid = os.getpid()
@@ -86,7 +91,7 @@ class ObjectStorage:
         self._has_suffixes = not self.url.startswith("az:")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "options": self._options}
+        return {"url": self.url, "options": self._options, "cache": self._cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # connections and threads do not travel
@@ -280,23 +285,29 @@ class ObjectStorage:
             try:
                 if self._has_suffixes:
                     answer = obstore.get(self._store, key, options={"range": {"suffix": TAIL_BYTES}})
-                    return _ObjectFile(self, key, answer.meta["size"], bytes(answer.bytes()))
-                return _ObjectFile(self, key, obstore.head(self._store, key)["size"], b"")
+                    return _ObjectFile(self, key, answer.meta, bytes(answer.bytes()))
+                return _ObjectFile(self, key, obstore.head(self._store, key), b"")
             except FileNotFoundError:
                 return None
 
-    def get_range(self, key: str, start: int, size: int) -> bytes:
+    def get_range(self, meta: ObjectMeta, start: int, size: int) -> bytes:
         """`size` bytes of an object from `start` on; they must be there."""
+        if self._cache is None or not meta["e_tag"]:
+            return self._fetch(meta["path"], start, size)
+        identity = "\0".join((self.url, meta["path"], meta["e_tag"], str(meta["size"])))
+        return self._cache.read(identity, meta["size"], start, size, functools.partial(self._fetch, meta["path"]))
+
+    def _fetch(self, key: str, start: int, size: int) -> bytes:
         import obstore
 
         with _reading(key, self.url):
             return bytes(obstore.get_range(self._store, key, start=start, length=size))
 
-    def get_ahead(self, key: str, start: int, size: int) -> Future[bytes] | None:
+    def get_ahead(self, meta: ObjectMeta, start: int, size: int) -> Future[bytes] | None:
         """`get_range` on a thread; None where too much is under way."""
         if not self._ahead.take(size):
             return None
-        return self._threads.submit(self.get_range, key, start, size)
+        return self._threads.submit(self.get_range, meta, start, size)
 
     def give_back(self, size: int) -> None:
         """Bytes that were read ahead, and are not kept any more."""
@@ -325,12 +336,12 @@ class _Ahead:
 class _ObjectFile:
     """A `StoredFile` of an immutable object: its end was read when it was opened."""
 
-    def __init__(self, storage: ObjectStorage, key: str, size: int, tail: bytes) -> None:
-        self.size = size
+    def __init__(self, storage: ObjectStorage, key: str, meta: ObjectMeta, tail: bytes) -> None:
+        self.size = meta["size"]
         self._storage = storage
-        self._key = key
+        self._meta: ObjectMeta = {**meta, "path": key}
         self._tail = tail
-        self._tail_start = size - len(tail)
+        self._tail_start = self.size - len(tail)
         self._ahead: list[tuple[int, int, Future[bytes]]] = []
         self._lock = threading.Lock()
 
@@ -345,7 +356,7 @@ class _ObjectFile:
         with self._lock:
             found = next((each for each in self._ahead if each[0] <= start and end <= each[1]), None)
         if found is None:
-            return self._storage.get_range(self._key, start, end - start)
+            return self._storage.get_range(self._meta, start, end - start)
         first, last, future = found
         try:
             return future.result()[start - first : end - first]
@@ -360,7 +371,7 @@ class _ObjectFile:
         with self._lock:
             if any(first <= start and end <= last for first, last, _ in self._ahead):
                 return
-            future = self._storage.get_ahead(self._key, start, end - start)
+            future = self._storage.get_ahead(self._meta, start, end - start)
             if future is not None:
                 self._ahead.append((start, end, future))
 
