@@ -3,9 +3,9 @@
     with Proxy(endpoint, rates={"lost answer": 0.05}, seed=1) as proxy:
         ObjectStorage(url, options | {"endpoint": proxy.endpoint})
 
-Each request has at most one fault, drawn from a seed; which request that is depends on the order in which they come. The
-head of a request goes on as it is, Host included, so signatures hold. `python -m tests.cloud.proxy ENDPOINT DELAY_S` is
-one in a process of its own, without faults, that says its endpoint and ends with its input.
+Each request has at most one fault, drawn from a seed; which request that is depends on the order in which they come.
+The head of a request goes on as it is, Host included, so signatures hold. `python -m tests.cloud.proxy ENDPOINT DELAY_S`
+is one in a process of its own, without faults, that says its endpoint and ends with its input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ AFTERWARDS = {"500 afterwards": "500", "503 afterwards": "503"}
 FAULTS = (
     "delay",  # it waits for up to SLOW_S
     "cut before",  # the store never hears of it
-    "cut within the request",  # the store gets a part of it
+    "cut before the body",  # the store gets the head of the request
+    "cut within the body",  # the store gets a part of it
     "cut within the answer",
     "lost answer",  # the store did it, and nobody says so
     "late",  # the connection is cut, and the store does it up to SLOW_S later; only requests with a condition
@@ -64,9 +65,9 @@ class Proxy:
         self.delay_s = delay_s
         self.connections = self.requests = 0
         self.counts: Counter[str] = Counter()
-        self._random = random.Random(seed)
+        self._random = random.Random(seed)  # noqa: S311 - who meets which fault
         self._store = urllib.parse.urlsplit(endpoint)
-        self._clients: set[asyncio.StreamWriter] = set()
+        self._clients: dict[asyncio.StreamWriter, asyncio.Task[Any] | None] = {}
         self._late: set[asyncio.Task[None]] = set()
         self._is_down = False
         self._failed: Exception | None = None
@@ -89,7 +90,10 @@ class Proxy:
 
     @contextmanager
     def outage(self) -> Iterator[None]:
-        """The network is away: all connections are cut, and no new one comes to anything."""
+        """The network is away: all connections are cut, and no new one comes to anything.
+
+        Requests that had reached the store are done before this begins, and no other one comes to it later.
+        """
         self._ask(self._go_down())
         try:
             yield
@@ -112,12 +116,14 @@ class Proxy:
         self._started.set()
         await self._ended.wait()
         server.close()
-        await self._go_down()
 
     async def _go_down(self) -> None:
         self._is_down = True
-        for client in list(self._clients):
+        under_way = [task for task in self._clients.values() if task is not None]
+        for client in self._clients:
             _cut(client, resets=True)
+        if under_way:
+            await asyncio.wait(under_way)
 
     async def _wait_for_late(self) -> None:
         if self._late:
@@ -128,7 +134,7 @@ class Proxy:
             _cut(writer, resets=True)
             return
         self.connections += 1
-        self._clients.add(writer)
+        self._clients[writer] = asyncio.current_task()
         store = _Store(self._store.hostname or "", self._store.port or 80)
         try:
             while await self._exchange(reader, writer, store):
@@ -138,7 +144,7 @@ class Proxy:
         except Exception as failed:  # noqa: BLE001 - a fault of the proxy is none of the storage
             self._failed = failed
         finally:
-            self._clients.discard(writer)
+            del self._clients[writer]
             _cut(writer, resets=False)
             store.close()
 
@@ -150,12 +156,15 @@ class Proxy:
         delay_s = self.delay_s + (self._random.uniform(0, SLOW_S) if fault == "delay" else 0)
         if delay_s:
             await asyncio.sleep(delay_s)
+        if writer.is_closing():  # the network has gone away meanwhile
+            return False
         if fault:
             self.counts[fault] += 1
         if fault == "cut before":
             return self._hang_up(writer)
-        if fault == "cut within the request":
-            await store.send(request.whole[: self._random.randrange(len(request.head), len(request.whole))])
+        if fault in ("cut before the body", "cut within the body"):
+            within = fault == "cut within the body"
+            await store.send(request.head + request.body[: self._random.randrange(len(request.body)) if within else 0])
             return self._hang_up(writer)
         if fault == "late":
             task = asyncio.create_task(self._forward_late(request))
@@ -185,7 +194,9 @@ class Proxy:
         for fault, rate in self.rates.items():
             number -= rate
             if number < 0:
-                fits = {"cut within the request": bool(request.body), "late": request.has_condition}
+                has_body = bool(request.body)
+                fits = dict.fromkeys(("cut before the body", "cut within the body"), has_body)
+                fits["late"] = request.has_condition
                 return fault if fits.get(fault, True) else ""
         return ""
 

@@ -27,7 +27,8 @@ _names = itertools.count()
 SEEN: dict[str, tuple[str, bool]] = {
     "delay": ("200", True),
     "cut before": ("cut", False),
-    "cut within the request": ("cut", False),
+    "cut before the body": ("cut", False),
+    "cut within the body": ("cut", False),
     "cut within the answer": ("cut", True),
     "lost answer": ("cut", True),
     "late": ("cut", True),
