@@ -4,8 +4,10 @@
         ObjectStorage(url, options | {"endpoint": proxy.endpoint})
 
 Each request has at most one fault, drawn from a seed; which request that is depends on the order in which they come.
-The head of a request goes on as it is, Host included, so signatures hold. `python -m tests.cloud.proxy ENDPOINT DELAY_S`
-is one in a process of its own, without faults, that says its endpoint and ends with its input.
+The head of a request goes on as it is, Host included, so signatures hold.
+
+`python -m tests.cloud.proxy ENDPOINT DELAY_S` is one without faults, in a process of its own. It says where it listens,
+and ends with its input.
 """
 
 from __future__ import annotations
