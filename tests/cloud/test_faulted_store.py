@@ -167,6 +167,18 @@ def test_nothing_is_kept_of_a_put_that_breaks_off(
         assert ObjectStorage(server.url, server.options).get(key) is None
 
 
+def test_the_checksum_of_puts_is_the_users_to_choose() -> None:
+    keys = {"region": "us-east-1", "access_key_id": "a", "secret_access_key": "b"}
+    for options, used in (
+        ({}, "SHA256"),
+        ({"checksum_algorithm": "CRC64NVME"}, "CRC64NVME"),
+        ({"aws_checksum_algorithm": "CRC64NVME"}, "CRC64NVME"),
+        ({"checksum_algorithm": None}, None),
+    ):
+        config = ObjectStorage("s3://bucket", keys | options)._store.config
+        assert config.get("checksum_algorithm", config.get("aws_checksum_algorithm")) == used, options
+
+
 def main() -> None:
     """Run as many operations as the command line says."""
     operations, began = int(sys.argv[1]), time.monotonic()
