@@ -88,9 +88,9 @@ def test_nothing_is_lost_done_twice_or_told_wrongly(
     done = run(stores(name), operations, seed=0, processes=processes)
     assert len(done.faults.keys() & set(FAULTS)) > len(FAULTS) / 2
     told = Counter(event.told for event in done.events)
-    assert told["done"] > len(done.events) / 3
+    assert told["done"] > len(done.events) / 4
     assert told["exists"] > 0
-    assert done.looked["episodes"] > 0
+    assert len({event.kind for event in done.events}) > len(competing.KINDS) / 2
 
 
 # --- the checks find what they are there for ------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_broken_storage_is_found(
     monkeypatch.setattr(ObjectStorage, method, mutant)
     monkeypatch.setattr(competing, "KINDS", {kind: 1})
     with pytest.raises(AssertionError, match=said):
-        run(stores("seaweedfs"), 160, seed=0, processes=0)
+        run(stores("seaweedfs"), 80 if kind == "publication" else 160, seed=0, processes=0)
 
 
 # --- what it found ------------------------------------------------------------------------------------------------
