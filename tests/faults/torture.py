@@ -134,6 +134,17 @@ TRIALS = (
         seeds=lambda _: "seed 0 and on, of each target",
     ),
     Trial(
+        "object store faults",
+        "Processes that create, replace, publish, claim, commit, list and read the same objects of an S3 store "
+        "(SeaweedFS) through a network that cuts connections before, within and after a body, loses acknowledgements, "
+        "delays, goes away, and answers 409, 412, 429, 500 and 503 before and after the store has done it: what was "
+        "acknowledged is there, nothing was won by two, and nobody was told of a conflict that is none",
+        "test_faulted_store",
+        (10_000,),
+        package="cloud",
+        seeds=lambda _: up_to(1),
+    ),
+    Trial(
         "soak",
         "Minutes of recording, amending, publishing and reading by two processes that live on, while writers beside "
         "them are killed and what they left is recovered: nothing is lost, and neither memory nor descriptors grow",
