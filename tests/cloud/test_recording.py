@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from salus.storage import ObjectStorage
 
 from ..conftest import make_arrays, steps_of
 from . import servers
+from .proxy import Proxy
 
 _datasets = itertools.count()
 
@@ -133,20 +134,24 @@ def test_plain_zarr_reads_what_was_recorded_into_a_bucket(s3: servers.Server, sc
 
 
 def test_recording_goes_on_while_the_network_is_away(
-    s3: servers.Server, schema: salus.Schema, network: Network, spools: Path, capfd: pytest.CaptureFixture[str]
+    s3: servers.Server, schema: salus.Schema, spools: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    dataset, arrays = create(s3, schema), make_arrays(100)
-    with salus.Recorder(dataset) as recorder:
-        episode = recorder.start()
-        network.away.set()
-        for step in steps_of(arrays):
-            episode.append(step)  # six segments
-        while recorder.upload_status.failures < 2:  # type: ignore[union-attr]
-            pass
-        assert recorder.upload_status.depth_bytes > 0  # type: ignore[union-attr]
-        assert "the network is away" in recorder.upload_status.error  # type: ignore[union-attr]
-        threading.Timer(0.3, network.away.clear).start()
-        entry = episode.commit()
+    arrays = make_arrays(100)
+    with Proxy(s3.options["endpoint"]) as proxy:
+        behind = s3._replace(options=s3.options | {"endpoint": proxy.endpoint, "retry_config": {"max_retries": 0}})
+        dataset = create(behind, schema)
+        with salus.Recorder(dataset) as recorder:
+            episode = recorder.start()
+            outage = ExitStack()
+            outage.enter_context(proxy.outage())
+            for step in steps_of(arrays):
+                episode.append(step)  # six segments
+            while recorder.upload_status.failures < 2:  # type: ignore[union-attr]
+                time.sleep(0.01)
+            assert recorder.upload_status.depth_bytes > 0  # type: ignore[union-attr]
+            assert recorder.upload_status.error  # type: ignore[union-attr]
+            threading.Timer(0.3, outage.close).start()
+            entry = episode.commit()
     assert_episode(open_again(dataset, s3)[entry.uid], arrays, 100)
     assert files_in(spools) == []
     said = capfd.readouterr().err.splitlines()
@@ -206,7 +211,7 @@ def test_a_discarded_episode_waits_for_no_upload_and_leaves_nothing_in_the_spool
         for step in steps_of(make_arrays(40)):
             episode.append(step)
         while not recorder.upload_status.failures:  # type: ignore[union-attr]
-            pass
+            time.sleep(0.01)
         episode.discard()
     assert episode.state == "discarded"
     assert files_in(spools) == []
