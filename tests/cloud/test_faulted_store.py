@@ -127,8 +127,8 @@ def overwriting(storage: ObjectStorage, key: str, body: bytes, version: Any) -> 
     ("kind", "method", "mutant", "said"),
     [
         ("put_new", "_create", trusting, "a false conflict"),
-        ("put_new", "_create", careless, "lost|won by two|a false conflict"),
-        ("put_new", "_create", not_comparing, "won by two"),
+        ("put_new", "_create", careless, "lost|won by two|it has changed|a false conflict"),
+        ("put_new", "_create", not_comparing, "won by two|it has changed"),
         ("replace", "replace", overwriting, "replaced by somebody who had not read it"),
         ("publication", "replace", overwriting, "has gone|undone|younger than the first"),
     ],
