@@ -13,10 +13,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import obstore
@@ -56,13 +57,20 @@ class Outcome(NamedTuple):
         )
 
 
-def run(server: servers.Server, operations: int, *, seed: int, processes: int = PROCESSES) -> Outcome:
+def run(
+    server: servers.Server,
+    operations: int,
+    *,
+    seed: int,
+    processes: int = PROCESSES,
+    rates: Mapping[str, float] = MappingProxyType(RATES),
+) -> Outcome:
     """So many operations from several processes, or from threads of this one (0); then what must be true of them."""
     url = f"{server.url}/faulted-{next(_places)}"
     salus.create(f"{url}/{DATASET}", SCHEMA, storage_options=server.options)
     ended = threading.Event()
     with ExitStack() as stack:
-        proxy = stack.enter_context(Proxy(server.options["endpoint"], rates=RATES, seed=seed))
+        proxy = stack.enter_context(Proxy(server.options["endpoint"], rates=rates, seed=seed))
         options = server.options | {"endpoint": proxy.endpoint}
         outages = stack.enter_context(ThreadPoolExecutor(1)).submit(goes_away, proxy.outage, OUTAGE_EVERY_S, ended)
         try:
@@ -127,12 +135,11 @@ def overwriting(storage: ObjectStorage, key: str, body: bytes, version: Any) -> 
     ("kind", "method", "mutant", "said"),
     [
         ("put_new", "_create", trusting, "a false conflict"),
-        ("put_new", "_create", careless, "lost|won by two|a false conflict"),
-        ("put_new", "_create", not_comparing, "won by two"),
+        ("put_new", "_create", careless, "lost|won by two|it has changed|a false conflict"),
+        ("put_new", "_create", not_comparing, "won by two|it has changed"),
         ("replace", "replace", overwriting, "replaced by somebody who had not read it"),
-        ("publication", "replace", overwriting, "has gone|undone|younger than the first"),
     ],
-    ids=["exists is a conflict", "an error is success", "what is there is ours", "no condition", "no lock"],
+    ids=["exists is a conflict", "an error is success", "what is there is ours", "no condition"],
 )
 def test_a_broken_storage_is_found(
     stores: Callable[[str], servers.Server],
@@ -144,8 +151,10 @@ def test_a_broken_storage_is_found(
 ) -> None:
     monkeypatch.setattr(ObjectStorage, method, mutant)
     monkeypatch.setattr(competing, "KINDS", {kind: 1})
+    # Who creates is misled by answers; who replaces without looking needs nobody's help.
+    rates = {"500 afterwards": 0.2, "412": 0.1, "lost answer": 0.1} if kind == "put_new" else {}
     with pytest.raises(AssertionError, match=said):
-        run(stores("seaweedfs"), 80 if kind == "publication" else 160, seed=0, processes=0)
+        run(stores("seaweedfs"), 120, seed=0, processes=0, rates=rates)
 
 
 # --- what it found ------------------------------------------------------------------------------------------------
