@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import salus
 from salus import gather
 from salus.errors import CorruptDataError, InvalidInputError, NotFoundError
+from salus.gather import Reader, Request
 from salus.layout import array_specs
 from salus.shards import ShardReader
-from salus.storage import beneath
+from salus.storage import LocalStorage, StoredFile, beneath
 
 
 @pytest.mark.parametrize(
@@ -275,3 +277,54 @@ def test_a_scan_cuts_long_episodes_and_reads_labels(dataset: salus.Dataset, sour
         dataset.scan(["state"])
     with pytest.raises(InvalidInputError, match="got the text 'states'"):
         dataset.scan("states")
+
+
+class _SlowFile:
+    """A stored file whose reads end only when four are under way, or after ten seconds."""
+
+    def __init__(self, file: StoredFile, enough: threading.Event, reading: list[int]) -> None:
+        self._file = file
+        self._enough = enough
+        self._reading = reading
+        self.size = file.size
+
+    def read(self, start: int, size: int) -> bytes:
+        self._reading.append(1)
+        if len(self._reading) >= 4:
+            self._enough.set()
+        self._enough.wait(10)
+        if not self._enough.is_set():
+            self._reading.pop()
+        return self._file.read(start, size)
+
+    def prefetch(self, start: int, size: int) -> None:
+        self._file.prefetch(start, size)
+
+
+class _SlowStorage(LocalStorage):
+    """Every read waits for its answer, as in a bucket."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.enough = threading.Event()
+        self.reading: list[int] = []
+
+    @property
+    def requests_at_once(self) -> int:
+        return 8
+
+    def open_shard(self, key: str) -> StoredFile | None:
+        file = super().open_shard(key)
+        return None if file is None else _SlowFile(file, self.enough, self.reading)
+
+
+@pytest.mark.parametrize("name", ["images", "states"])
+def test_what_a_batch_needs_of_a_bucket_is_asked_for_at_once(dataset: salus.Dataset, name: str) -> None:
+    storage = _SlowStorage(Path(dataset.url))
+    reader = Reader(storage, [dataset.schema])
+    rows = np.arange(5)
+    request = Request(array_specs(dataset.schema)[name], dataset.episodes, rows, np.zeros(5, np.int64))
+    (found,) = reader.read([request], parallel=False)
+    assert storage.enough.is_set(), "four reads were never under way at the same time"
+    for row in rows:
+        np.testing.assert_array_equal(found[row], dataset[row][name][0])

@@ -33,6 +33,7 @@ from .shards import ShardReader
 from .storage import Storage
 
 MAX_THREADS = 8
+MAX_WAITING_THREADS = 64
 MAX_OPEN_FILES = 2048
 CHUNK_CACHE_BYTES = 64 * 2**20
 LABEL_CACHE_BYTES = 32 * 2**20
@@ -133,6 +134,7 @@ class Reader:
         empty = empty or buffers.default.empty
         nbytes = sum(request.steps.size * request.spec.chunk_bytes for request in requests if _is_of_images(request))
         threads = state.process.threads if parallel and nbytes >= PARALLEL_FROM_BYTES else 1
+        threads = max(threads, self.storage.requests_at_once)  # those of a bucket wait for answers, not for a core
         # Small enough that no thread waits long for the last piece of another.
         piece_bytes = PIECE_BYTES if threads == 1 else min(PIECE_BYTES, nbytes // (4 * threads))
         outputs: list[np.ndarray] = []
@@ -254,7 +256,9 @@ class Reader:
             missing = {key[0]: key for key in keys}
             free = block.reserve(len(missing))
         wanted = list(missing.values())
-        groups = [slice(start, start + CHUNKS_AT_ONCE) for start in range(0, len(wanted), CHUNKS_AT_ONCE)]
+        at_once = self.storage.requests_at_once
+        size = CHUNKS_AT_ONCE if at_once == 1 else max(1, min(CHUNKS_AT_ONCE, len(wanted) // at_once))
+        groups = [slice(start, start + size) for start in range(0, len(wanted), size)]
         waiting = iter(groups)
 
         def work() -> None:
@@ -265,8 +269,9 @@ class Reader:
                     block.know(name, place)
 
         # What is computed may read by itself, and must not wait for threads that wait for it.
-        many = len(missing) * spec.chunk_bytes >= PARALLEL_FROM_BYTES and request.compute is None
-        state.run(work, len(groups) if parallel and many else 1)
+        many = len(missing) * spec.chunk_bytes >= PARALLEL_FROM_BYTES
+        helped = (at_once > 1 or (parallel and many)) and request.compute is None
+        state.run(work, min(max(at_once, state.process.threads), len(groups)) if helped else 1)
         return block, block.find([key[0] for key in keys])
 
     def _fill(self, state: _State, request: Request, wanted: list[_ChunkKey], out: np.ndarray) -> None:
@@ -366,6 +371,7 @@ class _Process:
         self.numbers = itertools.count()
         self.threads = default_threads()
         self.pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="salus-read")
+        self.waiting_pool = ThreadPoolExecutor(MAX_WAITING_THREADS, thread_name_prefix="salus-fetch")
 
 
 def _drop_files(process: _Process, number: int) -> None:
@@ -410,9 +416,11 @@ class _State:
             self._blocks[spec.name] = block
         return block
 
-    def run(self, work: Callable[[], None], pieces: int) -> None:
-        """`work` on this thread and, where there are pieces enough, on others at the same time."""
-        helpers = [self.process.pool.submit(work) for _ in range(min(self.process.threads, pieces) - 1)]
+    def run(self, work: Callable[[], None], threads: int) -> None:
+        """`work` on this thread, and on others at the same time: on a few that compute, or many that mostly wait."""
+        process = self.process
+        pool = process.pool if threads <= process.threads else process.waiting_pool
+        helpers = [pool.submit(work) for _ in range(threads - 1)]
         try:
             work()
         finally:

@@ -122,6 +122,8 @@ class MemoryStorage:
         self._schedule = schedule
         self._locked = False
 
+    requests_at_once = 1
+
     @property
     def url(self) -> str:
         return "memory"

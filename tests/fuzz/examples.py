@@ -73,6 +73,7 @@ class Objects:
     """A `salus.storage.Storage` in memory that refuses every key that no builder of keys makes."""
 
     url = "memory"
+    requests_at_once = 1
 
     def __init__(self, objects: Mapping[str, bytes]) -> None:
         self.objects = dict(objects)

@@ -24,6 +24,11 @@ class Storage(Protocol):
         """Where the root is, for messages and reprs."""
         ...
 
+    @property
+    def requests_at_once(self) -> int:
+        """How many reads are to be under way at a time, as each mostly waits for its answer; 1 where none does."""
+        ...
+
     def put_new(self, key: str, body: bytes) -> None:
         """Create a complete, durable object, or fail because one is there.
 

@@ -70,6 +70,10 @@ class LocalStorage:
     def url(self) -> str:
         return str(self.root)
 
+    @property
+    def requests_at_once(self) -> int:
+        return 1
+
     def path(self, key: str) -> Path:
         return self.root / key
 

@@ -45,7 +45,7 @@ CREATE_WITHIN_S = 60.0  # beyond the retries of obstore itself
 TAIL_BYTES = 16 * 2**10  # of a shard, read when it is opened: the index of 1,000 images
 AHEAD_BYTES = 256 * 2**20  # read ahead, and not asked for yet
 MULTIPART_FROM_BYTES = 64 * 2**20
-_THREADS = 32
+_THREADS = 64
 _UPLOADS = "_salus/uploads"
 _PROBES = "_salus/probes"
 # http only comes into play where somebody gives an endpoint that says so: a store in the lab, or of a test.
@@ -106,6 +106,10 @@ class ObjectStorage:
                 "'forkserver' for the DataLoader"
             )
         return self._objects
+
+    @property
+    def requests_at_once(self) -> int:
+        return _THREADS
 
     # --- writing -----------------------------------------------------------------------------------------------
 

@@ -117,6 +117,10 @@ class Publication:
     def sync(self, folder: str) -> None:
         pass  # what can be seen is durable
 
+    @property
+    def requests_at_once(self) -> int:
+        return self._storage.requests_at_once
+
     def check_writable(self) -> None:
         pass  # it was asked when the dataset was opened
 

@@ -163,6 +163,10 @@ class _Publication:
     def url(self) -> str:
         return self._storage.url
 
+    @property
+    def requests_at_once(self) -> int:
+        return self._storage.requests_at_once
+
     def put(self, objects: Mapping[str, bytes]) -> None:
         for key, body in objects.items():
             findings = self._comparison.compare(key, body)
