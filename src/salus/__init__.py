@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors, labels, schema
 from .clocks import Seconds
+from .copying import copy
 from .dataset import Dataset
 from .episode import Episode
 from .errors import (
@@ -67,6 +68,7 @@ __all__ = [
     "Text",
     "UnfinishedEpisodesWarning",
     "concat",
+    "copy",
     "create",
     "errors",
     "labels",

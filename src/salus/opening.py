@@ -63,7 +63,7 @@ def create(
     storage.check_writable()
     if not read_revisions(storage):
         try:
-            _check_empty(storage)
+            check_empty(storage)
             put_revision(storage, 0, schema)
         except AlreadyExistsError:
             if not read_revisions(storage):
@@ -164,13 +164,14 @@ def _exists(storage: Storage) -> AlreadyExistsError:
     )
 
 
-def _check_empty(storage: Storage) -> None:
+def check_empty(storage: Storage) -> None:
+    """Raise AlreadyExistsError unless a dataset may be made here."""
     if isinstance(storage, LocalStorage) and storage.root.is_file():
-        raise AlreadyExistsError(f"create: a file is there, expected nothing or an empty directory; {storage.url}")
+        raise AlreadyExistsError(f"a file is there, expected nothing or an empty directory; {storage.url}")
     others = [name for name in storage.list("") if name != PRIVATE]  # _salus alone: a crash came while creating
     if others:
         raise AlreadyExistsError(
-            f"create: it is not empty ({', '.join(sorted(others)[:3])}); choose another path; {storage.url}"
+            f"it is not empty ({', '.join(sorted(others)[:3])}); choose another path; {storage.url}"
         )
 
 

@@ -14,6 +14,7 @@ from .. import __version__
 from ..dataset import Dataset
 from ..errors import SalusError
 from ..opening import create, open
+from .copying import print_copy, split_tag
 from .demo import print_report
 from .describe import describe_dataset, describe_episode, episode_rows, print_dataset, print_episode, print_episodes
 from .recovery import print_recovery
@@ -267,6 +268,42 @@ def verify(
         print_verification(report)
     if not report.is_whole:
         raise typer.Exit(IS_DAMAGED if report.is_damaged else IS_NOT_CLEAN)
+
+
+@app.command("pull", epilog=_example("salus pull s3://lab-data/data.zarr data.zarr"))
+@app.command("push", epilog=_example("salus push data.zarr s3://lab-data/data.zarr"))
+@app.command(
+    "cp",
+    epilog=_example(
+        "salus cp data.zarr s3://lab-data/data.zarr", "salus cp s3://lab-data/data.zarr@v1 v1.zarr --dry-run"
+    ),
+)
+def cp(
+    source: Annotated[
+        str, typer.Argument(help="The dataset; DATASET@TAG copies that tag.", metavar="SOURCE", show_default=False)
+    ],
+    target: Annotated[
+        str, typer.Argument(help="Nothing, or an earlier copy of it.", metavar="TARGET", show_default=False)
+    ],
+    threads: Annotated[int, typer.Option(help="Episodes that are copied at a time.", min=1)] = 8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a dataset between disks and buckets; again, to bring over what is new. push and pull are words for cp.
+
+    Every shard is checked on the way. Exit status 11 says that damaged episodes were left out.
+    """
+    from ..copying import copy
+
+    path, tag = split_tag(source)
+    with progress("copying") as show:
+        report = copy(path, target, tag=tag, threads=threads, dry_run=dry_run, on_progress=show)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_copy(report)
+    if report.problems:
+        raise typer.Exit(IS_DAMAGED)
 
 
 @app.command(
