@@ -145,6 +145,16 @@ TRIALS = (
         seeds=lambda _: up_to(1),
     ),
     Trial(
+        "bucket writers",
+        "Writer processes on one dataset in an S3 store (SeaweedFS), a tenth of them killed, and what they left in "
+        "their spool recovered: 16 writers, 50 episodes each",
+        "test_many_bucket_writers",
+        (16, 50),
+        " × ",
+        package="cloud",
+        seeds=lambda _: "seed 0",
+    ),
+    Trial(
         "soak",
         "Minutes of recording, amending, publishing and reading by two processes that live on, while writers beside "
         "them are killed and what they left is recovered: nothing is lost, and neither memory nor descriptors grow",
