@@ -30,7 +30,7 @@ from salus import documents
 from salus.layout import SLOTS_PER_FOLDER, record_key
 from salus.log.snapshot import load, read_record, write_checkpoint
 from salus.recorder.uids import new_uid
-from salus.storage import open_local
+from salus.storage import open_storage
 
 FEW, MANY, STEPS, BATCH = 100, 100_000, 200, 64
 OPENINGS, FIRST_ROUNDS, ROUNDS = 9, 9, 150
@@ -68,7 +68,7 @@ def record_few(path: Path) -> None:
 def multiply(few: Path, many: Path) -> None:
     """100,000 episodes of the shards of 100, without `fsync`: a benchmark may be made again."""
     salus.create(many, SCHEMA)
-    storage = open_local(few)
+    storage = open_storage(few)
     records = [read_record(storage, slot) for slot in range(FEW)]
     sealed = [json.loads(record.to_bytes()) for record in records if record is not None]
     for name in (*SCHEMA.features, "timestamp_ns"):
@@ -180,7 +180,7 @@ def main(folder: Path) -> None:
         record_few(few)
         multiply(few, many)
         print(f"set-up: {time.perf_counter() - started:.0f} s", flush=True)
-        storage = open_local(many)
+        storage = open_storage(many)
         started = time.perf_counter()
         write_checkpoint(storage, load(storage))
         print(f"its records read one by one, and a checkpoint: {time.perf_counter() - started:.0f} s")

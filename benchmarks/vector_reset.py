@@ -23,7 +23,7 @@ import numpy as np
 import salus
 from salus.log.claims import claim_slot, claim_slots
 from salus.recorder.uids import new_uid
-from salus.storage import open_local
+from salus.storage import open_storage
 
 STEPS = 50
 SCHEMA = salus.Schema(
@@ -99,7 +99,7 @@ def one_by_one(path: Path, counted: Counted, num_envs: int) -> tuple[float, int]
 
 
 def claims(path: Path, counted: Counted, num_envs: int) -> dict[str, tuple[float, int]]:
-    storage = open_local(salus.create(path, SCHEMA).url)
+    storage = open_storage(salus.create(path, SCHEMA).url)
     uids = [new_uid() for _ in range(num_envs)]
     found = {"claims at once": counted.measure(lambda: claim_slots(storage, uids))}
 

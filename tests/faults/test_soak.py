@@ -19,8 +19,10 @@ def test_nothing_is_lost_and_no_descriptors_are_kept_while_others_die() -> None:
 
 
 def test_the_soak_sees_what_grows() -> None:
-    check_growth("flat", [Sample(50, 10, 0)] * 8, 100)
+    fresh = [Sample(7 * GROWTH_BYTES, 10, 0)] * 3
+    check_growth("flat", [Sample(7 * GROWTH_BYTES, 10, 0)] * 8, fresh)
+    check_growth("with the dataset", [Sample(number * GROWTH_BYTES, 10, 0) for number in range(8)], fresh)
     with pytest.raises(AssertionError, match="descriptors"):
-        check_growth("descriptors", [Sample(50, 10 + number * SOME_DESCRIPTORS, 0) for number in range(8)], 100)
+        check_growth("descriptors", [Sample(50, 10 + number * SOME_DESCRIPTORS, 0) for number in range(8)], fresh)
     with pytest.raises(AssertionError, match="expected at most"):
-        check_growth("memory", [Sample(number * GROWTH_BYTES, 10, 0) for number in range(8)], 100)
+        check_growth("memory", [Sample(number * GROWTH_BYTES, 10, 0) for number in range(11)], fresh)
