@@ -1,7 +1,7 @@
 """`salus.copy`: a dataset from one storage to another, episode by episode, checked on the way.
 
 The order makes every state of the target a dataset of whole episodes: schema, amendments, then of each episode its
-shards, its claim and last its record, which commits it; then tags, and what is built from the log.
+claim, its shards and last its record, which commits it; then tags, and what is built from the log.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from . import documents
-from .errors import AlreadyExistsError, CorruptDataError, InvalidInputError, RecordingError
+from .errors import AlreadyExistsError, CorruptDataError, InvalidInputError
 from .layout import amendment_key, claim_key, record_key, schema_key, tag_key
 from .log.claims import read_claim
 from .log.entries import Entry
 from .log.publish import publish
 from .log.records import Record
-from .log.revisions import read_revisions
+from .log.revisions import Revisions, read_revisions
 from .log.snapshot import Snapshot, load, read_record, write_checkpoint
 from .log.tags import list_tags, read_tag
 from .opening import check_empty
@@ -122,7 +121,9 @@ def copy(
         raise InvalidInputError(f"copy: threads: got {threads}, expected at least 1")
     from_storage = open_dataset(source, tag=tag, storage_options=source_options).storage
     to_storage = open_storage(target, target_options)
-    _check_apart(from_storage, to_storage)
+    if (source_options or {}) == (target_options or {}):  # else the same URL may be in another store
+        _check_apart(from_storage, to_storage)
+    tags = list_tags(from_storage) if tag is None else [tag]  # before the log: none holds more than is copied
     snapshot = load(from_storage) if tag is None else read_tag(from_storage, tag)
     copier = _Copier(from_storage, to_storage, dry_run=dry_run)
     copier.begin(snapshot)
@@ -131,7 +132,7 @@ def copy(
         if on_progress is not None:
             on_progress(done, total)
     if not dry_run:
-        for name in list_tags(from_storage) if tag is None else [tag]:
+        for name in tags:
             copier.put_same(tag_key(name), f"tag {name!r}")
         write_checkpoint(to_storage, publish(to_storage))
     return copier.report(total)
@@ -140,6 +141,8 @@ def copy(
 def _check_apart(source: Storage, target: Storage) -> None:
     if source.url == target.url:
         raise InvalidInputError(f"copy: the target is the source; {target.url}")
+    if target.url.startswith(f"{source.url}/") or source.url.startswith(f"{target.url}/"):
+        raise InvalidInputError(f"copy: one of the two is in the other: {source.url}, {target.url}")
     if isinstance(source, LocalStorage) and isinstance(target, LocalStorage):
         inner, outer = target.root.resolve(), source.root.resolve()
         if inner == outer or inner.is_relative_to(outer) or outer.is_relative_to(inner):
@@ -167,6 +170,7 @@ class _Copier:
         self._target = target
         self._dry_run = dry_run
         self._known: dict[int, str] = {}
+        self._revisions = Revisions(source)
         self._done: list[_Done] = []
 
     def begin(self, snapshot: Snapshot) -> None:
@@ -225,11 +229,15 @@ class _Copier:
         record = read_record(self._source, entry.slot)
         if record is None or record.digest != entry.digest:
             raise CorruptDataError(f"record: it is not the one of the snapshot; {record_key(entry.slot)}")
+        # A checkpoint or a tag may say anything: only keys that a recorder makes are read, and written.
+        Entry.of(record, self._revisions.recorded_arrays(record.schema_revision))
         if self._dry_run:
             nbytes = sum(shard.size for shard in record.shards)
             return _Done(entry.slot, entry.uid, shards=len(record.shards), nbytes=nbytes)
-        copied = [self._copy_shard(shard) for shard in record.shards]
+        bodies = [self._checked(shard) for shard in record.shards]
+        # Before the shards: who records into this slot must not find them in the place of his own.
         self._put_claim(record)
+        copied = [self._put_shard(shard, body) for shard, body in zip(record.shards, bodies, strict=True)]
         self.put_same(record_key(record.slot), f"record in slot {record.slot}")
         return _Done(
             entry.slot,
@@ -239,18 +247,24 @@ class _Copier:
             nbytes=sum(shard.size for shard, how in zip(record.shards, copied, strict=True) if how == "copied"),
         )
 
-    def _copy_shard(self, info: ShardInfo) -> str:
-        """How it came: `"present"`, `"linked"` or `"copied"`."""
+    def _checked(self, info: ShardInfo) -> bytes | None:
+        """A shard of the source; None where the target has it, of a copy that was cut off."""
         there = self._target.open_shard(info.key)
-        if there is not None and there.size == info.size:
-            return "present"
+        if there is not None and there.size == info.size and _holds(there.read(0, info.size), info):
+            return None
         file = self._source.open_shard(info.key)
         found = None if file is None else file.size
         if file is None or found != info.size:
             raise CorruptDataError(f"shard: it has {found or 'no'} bytes, expected {info.size}; {info.key}")
         body = file.read(0, info.size)
-        if hashlib.sha256(body).hexdigest() != info.sha256:
+        if not _holds(body, info):
             raise CorruptDataError(f"shard: its sha256 does not hold; {info.key}")
+        return body
+
+    def _put_shard(self, info: ShardInfo, body: bytes | None) -> str:
+        """How it came: `"present"`, `"linked"` or `"copied"`."""
+        if body is None:
+            return "present"
         if self._link(info.key):
             return "linked"
         self._target.put_new(info.key, body)
@@ -260,15 +274,14 @@ class _Copier:
         source, target = self._source, self._target
         if not isinstance(source, LocalStorage) or not isinstance(target, LocalStorage):
             return False
-        file = source.path(key)
-        if file.stat().st_dev != _device(target.root):
-            return False
+        # Not `put_new_file`: where there are no links it renames, which would take the file out of the source.
+        final = target.path(key)
         try:
-            target.put_new_file(key, file)
-        except AlreadyExistsError:
-            raise
-        except RecordingError:
-            return False  # a file system without links, or a file of another user
+            target.make_folder(final.parent)
+            os.link(source.path(key), final, follow_symlinks=False)
+        except OSError:
+            return False  # another file system, one without links, a file of another user: `put_new` writes or says
+        target.sync_folder(final.parent, key)
         return True
 
     def _put_claim(self, record: Record) -> None:
@@ -301,7 +314,5 @@ class _Copier:
         )
 
 
-def _device(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return folder.stat().st_dev
+def _holds(body: bytes, info: ShardInfo) -> bool:
+    return hashlib.sha256(body).hexdigest() == info.sha256
