@@ -89,6 +89,7 @@ def test_a_tag_is_copied_alone(dataset: salus.Dataset, tmp_path: Path) -> None:
 
 
 def test_a_damaged_episode_is_named_and_left_out(dataset: salus.Dataset, tmp_path: Path) -> None:
+    salus.open(dataset.url, mode="a").tag("v1")
     shards = sorted(Path(dataset.url, "images").glob("c.*"))
     body = bytearray(shards[2].read_bytes())
     body[5] ^= 1
@@ -96,6 +97,7 @@ def test_a_damaged_episode_is_named_and_left_out(dataset: salus.Dataset, tmp_pat
     shards[0].unlink()
     report = salus.copy(dataset.url, tmp_path / "copy.zarr")
     assert [problem.slot for problem in report.problems] == sorted({0, int(shards[2].name.split(".")[1])})
+    assert report.tags_left_out == ("v1",)
     assert "it has no bytes" in report.problems[0].failed
     assert shards[0].name in report.problems[0].failed
     assert "sha256 does not hold" in report.problems[-1].failed

@@ -60,6 +60,7 @@ class CopyReport:
         num_linked: Of these, how many are hard links to the files of the source.
         bytes_copied: Bytes of the shards that were copied and not linked.
         problems: Episodes that are not in the target.
+        tags_left_out: Tags that hold such an episode, and so are not in the target either.
         dry_run: Nothing was changed; then `num_copied`, `num_shards` and `bytes_copied` say what there is to do.
     """
 
@@ -70,6 +71,7 @@ class CopyReport:
     num_linked: int
     bytes_copied: int
     problems: tuple[CopyProblem, ...] = ()
+    tags_left_out: tuple[str, ...] = ()
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -91,10 +93,10 @@ def copy(
     """Copy a dataset, between any two of local disks and buckets; again, to bring over what is new since.
 
     Every shard is compared with its record (size and sha256) before it is put; an episode of which anything is damaged
-    is left out, and said. What is unfinished in the source is not copied. What is in the target already is left as it
-    is, so a copy that was cut off goes on where it stopped, and at every moment the target is a dataset of whole
-    episodes. Between two folders of one local file system shards become hard links: the copy takes no room, and shares
-    the fate of the disk.
+    is left out, and said, and so are tags that hold it. What is unfinished in the source is not copied. What is in the
+    target already is left as it is, so a copy that was cut off goes on where it stopped, and at every moment the target
+    is a dataset of whole episodes. Between two folders of one local file system shards become hard links: the copy
+    takes no room, and shares the fate of the disk.
 
     Args:
         source: Path or URL of a dataset.
@@ -133,7 +135,7 @@ def copy(
             on_progress(done, total)
     if not dry_run:
         for name in tags:
-            copier.put_same(tag_key(name), f"tag {name!r}")
+            copier.copy_tag(name)
         write_checkpoint(to_storage, publish(to_storage))
     return copier.report(total)
 
@@ -172,6 +174,7 @@ class _Copier:
         self._known: dict[int, str] = {}
         self._revisions = Revisions(source)
         self._done: list[_Done] = []
+        self._tags_left_out: list[str] = []
 
     def begin(self, snapshot: Snapshot) -> None:
         """Look whose the target is, and put what comes before the episodes."""
@@ -208,6 +211,14 @@ class _Copier:
             raise AlreadyExistsError(
                 f"copy: the target has another {what}: somebody changed it there; copy to another place; {error}"
             ) from error
+
+    def copy_tag(self, name: str) -> None:
+        """Put a tag, unless it holds an episode that was left out."""
+        damaged = {each.slot for each in self._done if each.failed}
+        if damaged and damaged.intersection(read_tag(self._source, name).decided.numbers("slot").tolist()):
+            self._tags_left_out.append(name)
+        else:
+            self.put_same(tag_key(name), f"tag {name!r}")
 
     def jobs(self, snapshot: Snapshot) -> Iterator[tuple[int, Callable[[], None]]]:
         """The bytes of each slot, and what copies it."""
@@ -310,6 +321,7 @@ class _Copier:
             num_linked=sum(each.linked for each in done),
             bytes_copied=sum(each.nbytes for each in done),
             problems=tuple(CopyProblem(each.slot, each.uid, each.failed) for each in failed),
+            tags_left_out=tuple(self._tags_left_out),
             dry_run=self._dry_run,
         )
 

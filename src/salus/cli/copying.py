@@ -22,6 +22,8 @@ def print_copy(report: CopyReport) -> None:
         _print(f"not copied: slot {problem.slot}, episode {problem.uid or '?'}: {problem.failed}", "bold red")
     if len(report.problems) > SHOWN:
         _print(f"… {len(report.problems) - SHOWN} more; --json lists all")
+    for tag in report.tags_left_out:
+        _print(f"not copied: tag {tag}, which holds such an episode", "bold red")
     verb = "to copy" if report.dry_run else "copied"
     linked = f", {report.num_linked} of them hard links" if report.num_linked else ""
     _print(

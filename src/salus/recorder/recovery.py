@@ -349,7 +349,7 @@ class _Recoverer:
         finally:
             shard.close()
         self._storage.put_new_file(key, path)
-        path.unlink()
+        path.unlink(missing_ok=True)
         return info
 
     def _abort(self, claim: Claim, reason: str, *, lost_steps: int | None = 0, stopped_ns: int = 0) -> RecoveredEpisode:

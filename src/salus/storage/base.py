@@ -49,7 +49,9 @@ class Storage(Protocol):
         ...
 
     def put_new_file(self, key: str, source: Path) -> None:
-        """`put_new` with a complete local file as the body. `source` stays until the caller removes it.
+        """`put_new` with a complete local file as the body.
+
+        `source` is the caller's own, to be removed afterwards: where a file system has no links, it is gone already.
 
         Raises:
             As `put_new`.
