@@ -233,14 +233,14 @@ def test_stamps_that_int64_cannot_hold_are_refused(path: Path) -> None:
 def test_creating_while_another_creates_is_fine_with_exist_ok(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from salus import opening
 
-    real = opening._check_empty
+    real = opening.check_empty
 
     def check_empty(storage: Any) -> None:
-        monkeypatch.setattr(opening, "_check_empty", real)
+        monkeypatch.setattr(opening, "check_empty", real)
         salus.create(path, SCHEMA)  # the other process, in this moment
         real(storage)
 
-    monkeypatch.setattr(opening, "_check_empty", check_empty)
+    monkeypatch.setattr(opening, "check_empty", check_empty)
     try:
         assert len(salus.create(path, SCHEMA, exist_ok=True)) == 0
     except AlreadyExistsError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import os
 import random
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numcodecs import zstd
@@ -156,9 +158,10 @@ def _run_claim(examples: Examples, body: bytes) -> None:
     assert claim is not None
     _ = (claim.is_of_this_host, claim.process_lives)
     state_of(examples.running, claim)
-    for episode in find_unfinished(storage, Snapshot()):
-        json.dumps(episode.to_json())
-        plain(episode.host)
+    with mock.patch.dict(os.environ, {"SALUS_SPOOL": str(examples.running.root / "spools")}):
+        for episode in find_unfinished(storage, Snapshot()):
+            json.dumps(episode.to_json())
+            plain(episode.host)
     check_readable(Record(slot, claim.uid, "aborted", started_ns=claim.time_ns, reason="recover"))
 
 
