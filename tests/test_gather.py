@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import pytest
 
 import salus
 from salus import gather
-from salus.errors import CorruptDataError, InvalidInputError, NotFoundError
-from salus.gather import Reader, Request
+from salus.errors import CorruptDataError, InvalidInputError, NotFoundError, StorageError
+from salus.gather import Reader, Request, _State
 from salus.layout import array_specs
 from salus.shards import ShardReader
 from salus.storage import LocalStorage, StoredFile, beneath
@@ -328,3 +330,37 @@ def test_what_a_batch_needs_of_a_bucket_is_asked_for_at_once(dataset: salus.Data
     assert storage.enough.is_set(), "four reads were never under way at the same time"
     for row in rows:
         np.testing.assert_array_equal(found[row], dataset[row][name][0])
+
+
+# --- reads that end early -----------------------------------------------------------------------------------------
+
+
+def test_where_one_read_fails_no_thread_begins_another() -> None:
+    begun: list[int] = []
+
+    def read(number: int) -> None:
+        begun.append(number)
+        if number == 3:
+            raise StorageError("no answer")
+        time.sleep(0.01)
+
+    with pytest.raises(StorageError, match="no answer"):
+        _State().run(iter([functools.partial(read, number) for number in range(10_000)]), 32)
+    assert len(begun) < 1000
+
+
+def test_ctrl_c_waits_for_no_other_thread_and_is_not_replaced_by_its_error() -> None:
+    waits, answered = threading.Event(), threading.Event()
+
+    def read() -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert waits.wait(20)
+            raise KeyboardInterrupt
+        waits.set()
+        answered.wait(20)
+        raise StorageError("no answer")
+
+    with pytest.raises(KeyboardInterrupt):
+        _State().run(iter([read, read]), 2)
+    assert not answered.is_set()
+    answered.set()

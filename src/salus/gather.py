@@ -15,7 +15,8 @@ import itertools
 import os
 import resource
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -156,11 +157,7 @@ class Reader:
                 small.append(functools.partial(self._read_small, state, request, flat, parallel))
         waiting = iter([*small, *pieces])  # shared: each thread takes the next one, so none waits for another's share
 
-        def work() -> None:
-            for job in waiting:
-                job()
-
-        state.run(work, min(threads, len(small) + len(pieces)))
+        state.run(waiting, min(threads, len(small) + len(pieces)))
         for flat, places, sources in repeated:
             if len(places):
                 flat[places] = flat[sources]
@@ -259,19 +256,18 @@ class Reader:
         at_once = self.storage.requests_at_once
         size = CHUNKS_AT_ONCE if at_once == 1 else max(1, min(CHUNKS_AT_ONCE, len(wanted) // at_once))
         groups = [slice(start, start + size) for start in range(0, len(wanted), size)]
-        waiting = iter(groups)
 
-        def work() -> None:
-            for group in waiting:
-                some = wanted[group]
-                self._fill(state, request, some, block.chunks(free[group.start], len(some)))
-                for (name, _, _), place in zip(some, free[group], strict=True):
-                    block.know(name, place)
+        def fill(group: slice) -> None:
+            some = wanted[group]
+            self._fill(state, request, some, block.chunks(free[group.start], len(some)))
+            for (name, _, _), place in zip(some, free[group], strict=True):
+                block.know(name, place)
 
         # What is computed may read by itself, and must not wait for threads that wait for it.
         many = len(missing) * spec.chunk_bytes >= PARALLEL_FROM_BYTES
         helped = (at_once > 1 or (parallel and many)) and request.compute is None
-        state.run(work, min(max(at_once, state.process.threads), len(groups)) if helped else 1)
+        jobs = iter([functools.partial(fill, group) for group in groups])
+        state.run(jobs, min(max(at_once, state.process.threads), len(groups)) if helped else 1)
         return block, block.find([key[0] for key in keys])
 
     def _fill(self, state: _State, request: Request, wanted: list[_ChunkKey], out: np.ndarray) -> None:
@@ -416,17 +412,30 @@ class _State:
             self._blocks[spec.name] = block
         return block
 
-    def run(self, work: Callable[[], None], threads: int) -> None:
-        """`work` on this thread, and on others at the same time: on a few that compute, or many that mostly wait."""
+    def run(self, jobs: Iterator[Callable[[], None]], threads: int) -> None:
+        """Do all jobs on this thread, and on others at the same time: a few that compute, or many that mostly wait.
+
+        Where one fails, no thread begins another, and those that are at one are not waited for.
+        """
+
+        def work() -> None:
+            try:
+                for job in jobs:
+                    job()
+            except BaseException:
+                deque(jobs, maxlen=0)
+                raise
+
         process = self.process
         pool = process.pool if threads <= process.threads else process.waiting_pool
         helpers = [pool.submit(work) for _ in range(threads - 1)]
         try:
             work()
         finally:
-            for helper in helpers:
-                if not helper.cancel():  # one that has not begun, behind another reader's work, is not waited for
-                    helper.result()
+            # One that has not begun, behind another reader's work, is not waited for.
+            begun = [helper for helper in helpers if not helper.cancel()]
+        for helper in begun:
+            helper.result()
 
 
 _ChunkKey: TypeAlias = tuple[Hashable, Entry, int]

@@ -31,6 +31,7 @@ from salus.storage import ObjectStorage, Storage, objects, publication
 from salus.torch import Loader, WindowDataset
 
 from . import servers
+from .proxy import Proxy
 
 _datasets = itertools.count()
 _LENGTHS = (20, 33, 47)
@@ -220,7 +221,7 @@ def test_a_forked_child_gets_an_error_at_once_and_a_spawned_one_reads(
     said = os.read(reading, 10_000).decode()
     os.close(reading)
     os.waitpid(child, 0)
-    assert "this process was forked from one that used the bucket" in said
+    assert "this process was forked from one that used a bucket" in said
     assert "salus.torch.Loader" in said
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         np.testing.assert_array_equal(pool.apply(first_states, [dataset]), first_states(original))
@@ -312,6 +313,41 @@ def test_a_store_without_conditional_puts_is_refused_for_writing(
     with pytest.raises(StorageError, match=f"this store does not {said}"):
         salus.open(url, mode="a", storage_options=s3.options)
     assert_same(salus.open(url, storage_options=s3.options), original)
+
+
+def test_the_probe_takes_an_answer_that_was_lost_for_no_conflict(s3: servers.Server, original: salus.Dataset) -> None:
+    upload(original, s3)
+    with Proxy(s3.options["endpoint"], rates={"500 afterwards": 0.3}, seed=1) as proxy:
+        storage = ObjectStorage(f"{s3.url}/data.zarr", {**s3.options, "endpoint": proxy.endpoint})
+        for _ in range(10):
+            storage.check_writable()
+    assert proxy.counts["500 afterwards"] > 5
+
+
+@pytest.mark.parametrize("refusal", [obstore.exceptions.PermissionDeniedError, FileNotFoundError])
+@pytest.mark.parametrize("lands", [True, False])
+def test_a_refusal_says_nothing_of_the_try_before_it(
+    s3: servers.Server, monkeypatch: pytest.MonkeyPatch, refusal: type[Exception], lands: bool
+) -> None:
+    storage, real, tries = ObjectStorage(s3.url, s3.options), objects._put, itertools.count()
+
+    def put(store: Any, key: str, body: bytes, mode: Any) -> Any:
+        if next(tries):
+            if lands:  # the first one, late
+                real(store, key, body, mode)
+            raise refusal("no")
+        raise obstore.exceptions.GenericError("Generic S3 error: HTTP error: the connection was cut")
+
+    monkeypatch.setattr(objects, "_put", put)
+    if lands:
+        storage.put_new("log/0", b"ours")
+    else:
+        with pytest.raises(CommitUnknownError, match="put log/0: not confirmed: no"):
+            storage.put_new("log/0", b"ours")
+    assert storage.get("log/0") == (b"ours" if lands else None)
+    with pytest.raises(RecordingError, match="put log/1: no") as refused:
+        storage.put_new("log/1", b"ours")
+    assert type(refused.value) is RecordingError, "nothing was created"
 
 
 # --- publishing without a lock ------------------------------------------------------------------------------------

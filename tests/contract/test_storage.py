@@ -179,6 +179,13 @@ def test_open_shard_reads_ranges(storage: Storage) -> None:
     assert opened.read(198, 5) == bytes([198, 199])
 
 
+def test_open_shard_of_an_empty_object_says_that_it_is_empty(storage: Storage) -> None:
+    storage.put_new("images/c.0.0", b"")
+    opened = storage.open_shard("images/c.0.0")
+    assert opened is not None
+    assert (opened.size, opened.read(0, 10)) == (0, b"")
+
+
 def test_a_shard_is_closed_when_nobody_holds_it(local: LocalStorage) -> None:
     local.put_new("images/c.0.0", b"content")
     before = len(os.listdir("/proc/self/fd"))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ..errors import InvalidInputError
 from .base import Found, Storage, StoredFile
 from .beneath import open_plain
+from .connecting import SCHEMES, StorageOptions, is_url
 from .disk_cache import DiskCache
 from .local import LocalStorage
-from .objects import ObjectStorage, StorageOptions, is_url
+from .objects import ObjectStorage
 
 __all__ = [
     "DiskCache",
@@ -43,6 +45,11 @@ def open_storage(
     text = os.fspath(path)
     if is_url(text):
         return ObjectStorage(text, options, cache)
+    of_url = re.match(r"(\w+):/(?!/)(.+)", text)
+    if of_url and of_url[1] in SCHEMES:
+        raise InvalidInputError(
+            f"path: got {text!r}, which is what Path makes of a URL; give it as text: '{of_url[1]}://{of_url[2]}'"
+        )
     if options:
         raise InvalidInputError(f"storage_options: got {', '.join(options)}, expected none for a local path; {text}")
     return LocalStorage(Path(os.path.abspath(Path(text.removeprefix("file://")).expanduser())))

@@ -68,21 +68,23 @@ class DiskCache:
         """
         name = hashlib.sha256(identity.encode()).hexdigest()
         numbers = range(start // BLOCK_BYTES, -(-(start + size) // BLOCK_BYTES))
-        parts = {number: self._get(self._path(name, number)) for number in numbers}
+        sizes = {number: min(BLOCK_BYTES, object_size - number * BLOCK_BYTES) for number in numbers}
+        parts = {number: self._get(self._path(name, number), sizes[number]) for number in numbers}
         for first, last in _runs([number for number, part in parts.items() if part is None]):
             begin, end = first * BLOCK_BYTES, min((last + 1) * BLOCK_BYTES, object_size)
             body = memoryview(fetch(begin, end - begin))
             for number in range(first, last + 1):
                 offset = (number - first) * BLOCK_BYTES
                 part = parts[number] = bytes(body[offset : offset + BLOCK_BYTES])
-                self._put(self._path(name, number), part)
+                if len(part) == sizes[number]:
+                    self._put(self._path(name, number), part)
         begin = start - numbers[0] * BLOCK_BYTES
         return b"".join(part for part in parts.values() if part is not None)[begin : begin + size]
 
     def _path(self, name: str, number: int) -> Path:
         return self._blocks / name[:2] / f"{name}-{number}"
 
-    def _get(self, path: Path) -> bytes | None:
+    def _get(self, path: Path, size: int) -> bytes | None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -92,9 +94,9 @@ class DiskCache:
             return None
         try:
             status = os.fstat(descriptor)
-            body = os.read(descriptor, BLOCK_BYTES + _CHECKSUM + 1)
+            body = os.read(descriptor, size + _CHECKSUM + 1)
             part, checksum = body[:-_CHECKSUM], body[-_CHECKSUM:]
-            if not part or crc32c(part) != int.from_bytes(checksum, "little"):
+            if len(part) != size or crc32c(part) != int.from_bytes(checksum, "little"):
                 return None  # cut by a full disk or a power cut, or rotten: it is fetched again, and replaced
             if time.time() - status.st_mtime > _TOUCH_S:
                 with suppress(OSError):  # of another user: then it looks older than it is
@@ -125,7 +127,11 @@ class DiskCache:
 
     def _sweep(self) -> None:
         """Remove what was read longest ago, if there is too much; one process at a time does."""
-        lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            lock = os.open(self.folder / _LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:  # the folder was removed, or may not be written to
+            self._complain(error)
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found = sorted(self._found())

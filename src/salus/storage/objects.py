@@ -15,21 +15,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import (
     AlreadyExistsError,
     CommitUnknownError,
-    InvalidInputError,
-    MissingExtraError,
+    CorruptDataError,
     RecordingError,
     SalusError,
     StorageError,
 )
 from .base import Found, Storage, StoredFile
+from .connecting import StorageOptions, connected, said, settings
 from .disk_cache import DiskCache
 from .publication import Version, published
 
@@ -38,9 +37,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 Result = TypeVar("Result")
-StorageOptions: TypeAlias = Mapping[str, Any]
 
-SCHEMES = ("s3", "gs", "az")
 CREATE_WITHIN_S = 60.0  # beyond the retries of obstore itself
 TAIL_BYTES = 16 * 2**10  # of a shard, read when it is opened: the index of 1,000 images
 AHEAD_BYTES = 256 * 2**20  # read ahead, and not asked for yet
@@ -48,19 +45,7 @@ MULTIPART_FROM_BYTES = 64 * 2**20
 _THREADS = 64
 _UPLOADS = "_salus/uploads"
 _PROBES = "_salus/probes"
-# http only comes into play where somebody gives an endpoint that says so: a store in the lab, or of a test.
-_CLIENT_OPTIONS = {"allow_http": True, "timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
-_RETRIES = {
-    "max_retries": 10,
-    "retry_timeout": timedelta(seconds=120),
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
-}
-
-
-def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether this is the URL of something that is not on a local disk."""
-    text = os.fspath(path)
-    return "://" in text and not text.startswith("file://")
+_user: int | None = None  # the process that made the first request
 
 
 class ObjectStorage:
@@ -78,15 +63,17 @@ class ObjectStorage:
         MissingExtraError: The extra `cloud` is not installed.
 
     Thread-safety: safe. Picklable, options and so credentials included; a process that was forked from one that used
-    it gets a `StorageError`, as the threads of obstore do not survive a fork.
+    a bucket gets a `StorageError`, here as well, as the threads of obstore do not survive a fork.
     """
 
     def __init__(self, url: str, options: StorageOptions | None = None, cache: DiskCache | None = None) -> None:
-        self._options = dict(options or {})
-        self._cache = cache
-        self._objects = _store(url, self._options)
         self.url = url.rstrip("/")
         self._pid = os.getpid()
+        self._cache = cache
+        self._objects = connected(self.url, options)
+        self._options = dict(options or {})
+        self._place = "\0".join((self.url, *settings(self._objects)))  # the same URL may be in another store
+        self.check_process()
         self._threads = ThreadPoolExecutor(_THREADS, "salus-objects")
         self._ahead = _Ahead()
         self._has_suffixes = not self.url.startswith("az:")
@@ -99,13 +86,23 @@ class ObjectStorage:
 
     @property
     def _store(self) -> ObjectStore:
-        if os.getpid() != self._pid:
+        global _user  # noqa: PLW0603 - the threads of obstore are the process's
+        self.check_process()
+        _user = self._pid
+        return self._objects
+
+    def check_process(self) -> None:
+        """Raise StorageError in a forked child: the threads that obstore began, and ours, are not in it."""
+        if os.getpid() != self._pid or _user not in (None, self._pid):
             raise StorageError(
-                f"{self.url}: this process was forked from one that used the bucket, and connections do not survive "
+                f"{self.url}: this process was forked from one that used a bucket, and connections do not survive "
                 "that; load with salus.torch.Loader, which uses threads, or take multiprocessing_context='spawn' or "
                 "'forkserver' for the DataLoader"
             )
-        return self._objects
+
+    def without_cache(self) -> ObjectStorage:
+        """The same place, of which everything is asked."""
+        return self if self._cache is None else ObjectStorage(self.url, self._options)
 
     @property
     def requests_at_once(self) -> int:
@@ -124,6 +121,7 @@ class ObjectStorage:
                 return error
             return None
 
+        self.check_process()  # where there are no threads, nobody would do it
         answers = zip(objects, self._threads.map(put, objects), strict=True)
         return {key: error for key, error in answers if error is not None}
 
@@ -136,29 +134,34 @@ class ObjectStorage:
 
         uploaded = f"{_UPLOADS}/{secrets.token_hex(16)}"
         with _refusals(f"put {key}", self.url):
-            obstore.put(self._store, uploaded, source)
-        try:
+            _answered(lambda: obstore.put(self._store, uploaded, source))
+        with self._passing(uploaded):
             self._create(
                 key,
                 lambda: obstore.copy(self._store, uploaded, key, overwrite=False),
                 same=lambda found: found == source.read_bytes(),
             )
-        finally:
-            self._delete(uploaded)
 
     def _create(self, key: str, create: Callable[[], object], *, same: Callable[[bytes], bool]) -> None:
         """Create an object, and where the answer is not plain, look what is there."""
         from obstore.exceptions import AlreadyExistsError as Exists
         from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
+        self.check_process()
         deadline, wait_s = time.monotonic() + CREATE_WITHIN_S, 0.05
+        may_be_there = False
         while True:
+            is_refused = False
             try:
-                create()
-            except (PermissionDeniedError, UnauthenticatedError) as error:
-                raise _refused(f"put {key}", error, self.url) from error
-            except (BaseError, OSError) as error:
+                _answered(create)
+            except (PermissionDeniedError, UnauthenticatedError, FileNotFoundError) as error:
+                if not may_be_there and not _was_repeated(error):
+                    raise _refused(f"put {key}", error, self.url) from error
                 failed: Exception = error
+                is_refused = True  # now; the try before may have landed
+            except (BaseError, OSError) as error:
+                failed = error
+                may_be_there = True
             else:
                 return
             try:
@@ -170,13 +173,14 @@ class ObjectStorage:
                     return
                 raise AlreadyExistsError(f"put {key}: another object is there; {self.url}") from failed
             # Absent: refused, or still on its way. To try again is safe, as only one of all tries can create it.
-            if time.monotonic() > deadline:
+            if is_refused or time.monotonic() > deadline:
                 if isinstance(failed, Exists):
                     raise AlreadyExistsError(
                         f"put {key}: the store says that it exists, and that it does not; {self.url}"
                     ) from failed
+                when = "" if is_refused else f" in {CREATE_WITHIN_S:.0f} s"
                 raise CommitUnknownError(
-                    f"put {key}: not confirmed in {CREATE_WITHIN_S:.0f} s: {said(failed)}; {self.url}"
+                    f"put {key}: not confirmed{when}: {said(failed)}{_hint(failed)}; {self.url}"
                 ) from failed
             time.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - only so that writers do not go in step
             wait_s = min(2 * wait_s, 5.0)
@@ -186,6 +190,7 @@ class ObjectStorage:
             with _refusals(f"put {key}", self.url):
                 _put(self._store, key, objects[key], "overwrite")
 
+        self.check_process()
         list(self._threads.map(put, objects))
 
     def publication(self, publish: Callable[[Storage], Result]) -> Result:
@@ -224,17 +229,15 @@ class ObjectStorage:
         from obstore.exceptions import PreconditionError
 
         key = f"{_PROBES}/{secrets.token_hex(16)}"
-        try:
-            with _refusals("probe", self.url):
+        with self._passing(key):
+            with suppress(Exists), _refusals("probe", self.url, but=Exists):  # there: by a try whose answer was lost
                 _put(self._store, key, b"first", "create")
             with self._expecting(Exists, "create an object only where there is none (If-None-Match)"):
                 _put(self._store, key, b"second", "create")
             with self._expecting(PreconditionError, "replace an object only where it is the expected one (If-Match)"):
-                stale = _version(obstore.head(self._store, key))
+                stale = _version(_answered(lambda: obstore.head(self._store, key)))
                 _put(self._store, key, b"third", "overwrite")
                 _put(self._store, key, b"fourth", stale)
-        finally:
-            self._delete(key)
 
     @contextmanager
     def _expecting(self, kind: type[Exception], what: str) -> Iterator[None]:
@@ -248,12 +251,22 @@ class ObjectStorage:
             f"does, or record locally and copy; reading works; {self.url}"
         )
 
+    @contextmanager
+    def _passing(self, key: str) -> Iterator[None]:
+        """An object that is removed at the end; not where Ctrl-C asks for the end at once."""
+        try:
+            yield
+        except Exception:
+            self._delete(key)
+            raise
+        self._delete(key)
+
     def _delete(self, key: str) -> None:
         import obstore
         from obstore.exceptions import BaseError
 
         try:
-            obstore.delete(self._store, key)
+            _answered(lambda: obstore.delete(self._store, key))
         except (BaseError, OSError, StorageError):
             return  # left over, in a folder where nothing else is
 
@@ -265,12 +278,10 @@ class ObjectStorage:
 
     def get_version(self, key: str) -> tuple[bytes, Version] | None:
         """The whole object, and which version of it that is."""
-        import obstore
-
         with _reading(key, self.url):
             try:
-                answer = obstore.get(self._store, key)
-                return bytes(answer.bytes()), _version(answer.meta)
+                meta, body = _got(self._store, key)
+                return body, _version(meta)
             except FileNotFoundError:
                 return None
 
@@ -278,38 +289,71 @@ class ObjectStorage:
         import obstore
 
         with _reading(folder or "the root", self.url):
-            found = obstore.list_with_delimiter(self._store, folder or None)
+            found = _answered(lambda: obstore.list_with_delimiter(self._store, folder or None))
         paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         # Stores that have real folders list an empty one as itself.
         return [path.rpartition("/")[2] for path in paths if path.rstrip("/") != folder]
 
     def open_shard(self, key: str) -> StoredFile | None:
         import obstore
+        from obstore.exceptions import BaseError
 
         with _reading(key, self.url):
             try:
                 if self._has_suffixes:
-                    answer = obstore.get(self._store, key, options={"range": {"suffix": TAIL_BYTES}})
-                    return _ObjectFile(self, key, answer.meta, bytes(answer.bytes()))
-                return _ObjectFile(self, key, obstore.head(self._store, key), b"")
+                    try:
+                        meta, tail = _got(self._store, key, {"suffix": TAIL_BYTES})
+                        self._check_length(key, tail, min(TAIL_BYTES, meta["size"]))
+                        return _ObjectFile(self, key, meta, tail)
+                    except BaseError as error:
+                        if not re.search("status code: 416|non-partial", str(error)):
+                            raise  # else it is empty, so it has no last byte
+                return _ObjectFile(self, key, _answered(lambda: obstore.head(self._store, key)), b"")
             except FileNotFoundError:
                 return None
 
     def get_range(self, meta: ObjectMeta, start: int, size: int) -> bytes:
-        """`size` bytes of an object from `start` on; they must be there."""
+        """`size` bytes from `start` on, of an object as it was when `meta` was read; they must be there.
+
+        Raises:
+            CorruptDataError: It was removed or replaced since.
+            StorageError: They cannot be read.
+        """
+        fetch = functools.partial(self._fetch, meta)
         if self._cache is None or not meta["e_tag"]:
-            return self._fetch(meta["path"], start, size)
-        identity = "\0".join((self.url, meta["path"], meta["e_tag"], str(meta["size"])))
-        return self._cache.read(identity, meta["size"], start, size, functools.partial(self._fetch, meta["path"]))
+            return fetch(start, size)
+        version = (meta["e_tag"], str(meta["size"]), meta["last_modified"].isoformat())
+        identity = "\0".join((self._place, meta["path"], *version))
+        return self._cache.read(identity, meta["size"], start, size, fetch)
 
-    def _fetch(self, key: str, start: int, size: int) -> bytes:
-        import obstore
+    def _fetch(self, meta: ObjectMeta, start: int, size: int) -> bytes:
+        from obstore.exceptions import BaseError
 
+        key = meta["path"]
         with _reading(key, self.url):
-            return bytes(obstore.get_range(self._store, key, start=start, length=size))
+            try:
+                found, body = _got(self._store, key, (start, start + size))
+            except FileNotFoundError as error:
+                raise CorruptDataError(f"the object was removed after it was opened; {key}") from error
+            except BaseError as error:
+                if "status code: 416" in str(error):
+                    raise CorruptDataError(f"the object was cut after it was opened; {key}") from error
+                raise
+        if (found["e_tag"], found["size"]) != (meta["e_tag"], meta["size"]):
+            raise CorruptDataError(
+                f"the object was replaced after it was opened: got ETag {found['e_tag']} and {found['size']} bytes, "
+                f"expected {meta['e_tag']} and {meta['size']}; open the dataset again; {key}"
+            )
+        self._check_length(key, body, size)
+        return body
+
+    def _check_length(self, key: str, body: bytes, size: int) -> None:
+        if len(body) != size:
+            raise StorageError(f"read {key}: the store sent {len(body)} bytes, expected {size}; {self.url}")
 
     def get_ahead(self, meta: ObjectMeta, start: int, size: int) -> Future[bytes] | None:
         """`get_range` on a thread; None where too much is under way."""
+        self.check_process()
         if not self._ahead.take(size):
             return None
         return self._threads.submit(self.get_range, meta, start, size)
@@ -358,6 +402,7 @@ class _ObjectFile:
             return self._tail[start - self._tail_start : end - self._tail_start]
         if end > self._tail_start:
             return self.read(start, self._tail_start - start) + self._tail[: end - self._tail_start]
+        self._storage.check_process()
         with self._lock:
             found = next((each for each in self._ahead if each[0] <= start and end <= each[1]), None)
         if found is None:
@@ -392,15 +437,9 @@ class _ObjectFile:
             self._storage.give_back(found[1] - found[0])
 
 
-def said(error: BaseException) -> str:
-    """What an error of obstore says, without requests, XML, and what it says to its own developers."""
-    text = str(error).partition("\n\nDebug source")[0]
-    status = re.search(r"status code: (\d+ [\w ]+)", text)
-    if status is not None:
-        message = re.search(r"<Message>([^<\n]*)", text)
-        return f"the store answered {status[1]}" + (f": {message[1].rstrip('.')}" if message else "")
-    lines = text.splitlines() or [type(error).__name__]
-    return re.sub(r"^Generic \w+ error: (?:Error performing .*? - )?", "", lines[0]).rstrip(".")
+def _was_repeated(error: BaseException) -> bool:
+    """Whether obstore tried before, and so does not know what came of that."""
+    return re.search(r"after [1-9]\d* retries", str(error)) is not None
 
 
 def _version(found: Any) -> Version:
@@ -410,31 +449,34 @@ def _version(found: Any) -> Version:
 def _put(store: ObjectStore, key: str, body: bytes, mode: Any) -> Any:
     import obstore
 
-    return obstore.put(store, key, body, mode=mode, use_multipart=False)
+    return _answered(lambda: obstore.put(store, key, body, mode=mode, use_multipart=False))
 
 
-def _store(url: str, options: StorageOptions) -> ObjectStore:
-    scheme, _, rest = url.partition("://")
-    if scheme not in SCHEMES or not rest.strip("/"):
-        expected = ", ".join(f"{each}://bucket/data.zarr" for each in SCHEMES)
-        raise InvalidInputError(f"path: got {url!r}, expected a local path, or one of {expected}")
-    try:
-        import obstore.store
-        from obstore.exceptions import BaseError
-    except ImportError as error:
-        raise MissingExtraError(f"{url}: object stores need obstore: pip install 'salus[cloud]'") from error
-    defaults: dict[str, Any] = {"client_options": _CLIENT_OPTIONS, "retry_config": _RETRIES}
-    if scheme == "s3":
-        # Without a checksum, SeaweedFS keeps an empty object of a put that breaks off after its head: nobody's, in our
-        # place. It costs nothing, as it is made for the signature anyway.
-        of_s3 = {"copy_if_not_exists": "multipart", "checksum_algorithm": "SHA256"}
-        defaults |= {name: value for name, value in of_s3.items() if f"aws_{name}" not in options}
-    merged = {**defaults, **options, "client_options": {**_CLIENT_OPTIONS, **options.get("client_options", {})}}
-    merged = {name: value for name, value in merged.items() if value is not None}
-    try:
-        return obstore.store.from_url(url, **merged)
-    except (BaseError, ValueError, TypeError) as error:
-        raise InvalidInputError(f"storage_options: {said(error)}; {url}") from error
+def _got(store: ObjectStore, key: str, part: Any = None) -> tuple[ObjectMeta, bytes]:
+    """An object, or a part of it, and what the store says of the whole."""
+    import obstore
+
+    def get() -> tuple[ObjectMeta, bytes]:
+        answer = obstore.get(store, key, options=None if part is None else {"range": part})
+        return answer.meta, bytes(answer.bytes())
+
+    return _answered(get)
+
+
+def _answered(ask: Callable[[], Result]) -> Result:
+    """What `ask` returns. obstore waits without hearing Ctrl-C, so the main thread lets another one ask."""
+    if threading.current_thread() is not threading.main_thread():
+        return ask()
+    answer: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="salus-request", daemon=True).start()
+    return answer.result()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..log.tags import read_tag
 from ..log.unfinished import find_unfinished, unfinished_slots
 from ..opening import open as open_dataset
 from ..readahead import read_ahead
-from ..storage import LocalStorage, Storage, StorageOptions, open_storage
+from ..storage import LocalStorage, ObjectStorage, Storage, StorageOptions, open_storage
 from ..view import DatasetView
 from .derived import check_derived
 from .log import Log, check_checkpoints, check_claims, check_tag, check_tags, read_log
@@ -91,6 +91,8 @@ def verify(
     if repair and tag is not None:
         raise InvalidInputError(f"verify: repair does not go with tag {tag!r}, which never changes")
     storage = dataset.storage if isinstance(dataset, DatasetView) else open_storage(dataset, storage_options)
+    if isinstance(storage, ObjectStorage):
+        storage = storage.without_cache()  # it says nothing of what the bucket has
     verifier = _Verifier(storage, threads or default_threads(), on_progress)
     return verifier.run(_choose(verifier.log, storage, dataset, episodes, tag), repair=repair, expect=expect)
 

@@ -1,0 +1,173 @@
+"""Objects that change under a reader, stores that send something else, forks, and Ctrl-C."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import obstore
+import pytest
+
+from salus.errors import CorruptDataError, StorageError
+from salus.storage import ObjectStorage, StoredFile
+
+from . import servers
+
+_places = itertools.count()
+_KEY = "images/c.0.0"
+
+
+@pytest.fixture(params=servers.SERVERS)
+def storage(request: pytest.FixtureRequest, stores: Callable[[str], servers.Server]) -> ObjectStorage:
+    """An empty one, in each kind of store."""
+    server = stores(request.param)
+    return ObjectStorage(f"{server.url}/reading-{next(_places)}", server.options)
+
+
+@pytest.fixture
+def s3(stores: Callable[[str], servers.Server]) -> ObjectStorage:
+    server = stores("moto")
+    return ObjectStorage(f"{server.url}/reading-{next(_places)}", server.options)
+
+
+def opened(storage: ObjectStorage) -> StoredFile:
+    shard = storage.open_shard(_KEY)
+    assert shard is not None
+    return shard
+
+
+# --- objects that are not what was opened -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "said"), [(os.urandom(100_000), "replaced"), (b"short", "cut|replaced"), (None, "removed")]
+)
+def test_an_object_that_changes_after_it_was_opened_is_named(
+    storage: ObjectStorage, now: bytes | None, said: str
+) -> None:
+    body = os.urandom(100_000)
+    storage.put_new(_KEY, body)
+    shard = opened(storage)
+    assert shard.read(60_000, 10) == body[60_000:60_010]
+    if now is None:
+        obstore.delete(storage._store, _KEY)
+    else:
+        storage.put({_KEY: now})
+    for start in (0, 60_000):
+        with pytest.raises(CorruptDataError, match=f"the object was ({said}) after it was opened.*; {_KEY}"):
+            shard.read(start, 10)
+    shard.prefetch(0, 10)
+    with pytest.raises(CorruptDataError, match="after it was opened"):
+        shard.read(0, 10)
+    if now is not None:
+        assert opened(storage).read(2, 3) == now[2:5]
+
+
+@pytest.mark.parametrize("change", [lambda body: body[:-1], lambda body: body + b"x", lambda _: b""])
+def test_an_answer_of_another_length_is_no_data(
+    s3: ObjectStorage, change: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Answer:
+        def __init__(self, real: Any) -> None:
+            self.meta, self._body = real.meta, change(bytes(real.bytes()))
+
+        def bytes(self) -> bytes:
+            return self._body
+
+    s3.put_new(_KEY, os.urandom(100_000))
+    shard, real = opened(s3), obstore.get
+    monkeypatch.setattr(obstore, "get", lambda *a, **named: Answer(real(*a, **named)))
+    with pytest.raises(StorageError, match=rf"read {_KEY}: the store sent \d+ bytes, expected 1000; s3://"):
+        shard.read(10, 1000)
+    with pytest.raises(StorageError, match=rf"read {_KEY}: the store sent \d+ bytes, expected 16384; s3://"):
+        s3.open_shard(_KEY)
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+def in_a_forked_child(work: Callable[[], object]) -> str:
+    """What it raised, or "hangs"."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os.write(writing, b"nothing")
+        except BaseException as error:  # noqa: BLE001 - the parent looks at it
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    said = os.read(reading, 10_000).decode() if select.select([reading], [], [], 20)[0] else "hangs"
+    os.close(reading)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.parametrize(
+    "call", ["get", "list", "open_shard", "read", "prefetch", "put_new", "put_new_many", "put", "connect"]
+)
+def test_whatever_a_forked_child_asks_for_is_an_error_at_once(s3: ObjectStorage, call: str) -> None:
+    s3.put_new_many({_KEY: os.urandom(100_000), "a": b"", "b": b""})  # threads of ours wait for work
+    shard = opened(s3)
+    shard.prefetch(0, 1000)
+    shard.read(0, 1000)
+
+    def prefetched() -> bytes:
+        shard.prefetch(0, 1000)
+        return shard.read(0, 1000)
+
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: s3.get("a"),
+        "list": lambda: s3.list(""),
+        "open_shard": lambda: s3.open_shard(_KEY),
+        "read": lambda: shard.read(0, 10),
+        "prefetch": prefetched,
+        "put_new": lambda: s3.put_new("c", b""),
+        "put_new_many": lambda: s3.put_new_many({"c": b"", "d": b""}),
+        "put": lambda: s3.put({"c": b"", "d": b""}),
+        "connect": lambda: ObjectStorage(s3.url, s3._options).get("a"),
+    }
+    said = in_a_forked_child(calls[call])
+    assert said.startswith("StorageError: s3://")
+    assert "this process was forked from one that used a bucket" in said
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent() -> Iterator[ObjectStorage]:
+    """A store that takes connections, and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        keys = {"access_key_id": "a", "secret_access_key": "b", "region": "us-east-1"}
+        yield ObjectStorage("s3://bucket/x", {**keys, "endpoint": endpoint, "client_options": {"timeout": "20s"}})
+
+
+@pytest.mark.parametrize("call", ["get", "list", "put_new", "check_writable"])
+def test_ctrl_c_ends_waiting_for_a_store_that_never_answers(silent: ObjectStorage, call: str) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: silent.get("a"),
+        "list": lambda: silent.list(""),
+        "put_new": lambda: silent.put_new("a", b""),
+        "check_writable": silent.check_writable,
+    }
+    pressed = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    pressed.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        calls[call]()
+    assert time.monotonic() - began < 15, "it waited for the answer"
+    pressed.join()
