@@ -126,7 +126,7 @@ def open(
     kept = None if cache is None or not is_url(path) else DiskCache(cache, cache_bytes)
     storage = open_storage(path, storage_options, kept)
     if not read_revisions(storage):
-        raise _not_a_dataset(storage)
+        raise not_a_dataset(storage)
     if mode == "a":
         storage.check_writable()
     return _opened(storage, mode, tag, strict=strict, on_corrupt=on_corrupt)
@@ -175,7 +175,8 @@ def check_empty(storage: Storage) -> None:
         )
 
 
-def _not_a_dataset(storage: Storage) -> Exception:
+def not_a_dataset(storage: Storage) -> Exception:
+    """The error that says what is there instead of a dataset."""
     where = storage.url
     if isinstance(storage, LocalStorage):
         root = storage.root

@@ -10,15 +10,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import obstore
 import pytest
 
-from salus.errors import CorruptDataError, StorageError
+import salus
+from salus.errors import CorruptDataError, NotFoundError, StorageError
 from salus.storage import ObjectStorage, StoredFile
 
 from . import servers
+from .proxy import Proxy
 
 _places = itertools.count()
 _KEY = "images/c.0.0"
@@ -88,6 +92,61 @@ def test_an_answer_of_another_length_is_no_data(
         shard.read(10, 1000)
     with pytest.raises(StorageError, match=rf"read {_KEY}: the store sent \d+ bytes, expected 16384; s3://"):
         s3.open_shard(_KEY)
+
+
+# --- verify ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path: Path, s3: ObjectStorage) -> ObjectStorage:
+    """Four episodes of one feature."""
+    schema = salus.Schema({"states": salus.Feature(shape=(7,), dtype="float32")}, rate_hz=50)
+    with salus.Recorder(salus.create(tmp_path / "data.zarr", schema)) as recorder:
+        for number in range(4):
+            recorder.record_episode({"states": np.full((10, 7), number, np.float32)})
+    salus.copy(tmp_path / "data.zarr", s3.url, target_options=s3._options)
+    return s3
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_bucket_that_is_out_of_reach_is_no_damage(
+    copied: ObjectStorage, repair: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, numbers = ObjectStorage.open_shard, itertools.count()
+    with Proxy(copied._options["endpoint"]) as proxy:
+        options = {**copied._options, "endpoint": proxy.endpoint, "retry_config": {"max_retries": 0}}
+
+        def open_shard(storage: ObjectStorage, key: str) -> StoredFile | None:
+            if next(numbers) == 3:
+                proxy.rates = {"503": 1.0}
+            return real(storage, key)
+
+        monkeypatch.setattr(ObjectStorage, "open_shard", open_shard)
+        with pytest.raises(StorageError, match="503 Service Unavailable"):
+            salus.verify(copied.url, storage_options=options, repair=repair)
+        with pytest.raises(StorageError, match="503 Service Unavailable"):  # and not an amendment after another
+            salus.verify(copied.url, storage_options=options)
+    monkeypatch.undo()
+    assert salus.verify(copied.url, storage_options=copied._options).findings == ()
+    assert copied.list("_salus/amendments") == []
+
+
+def test_one_object_that_cannot_be_read_is_damage(copied: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ObjectStorage.open_shard
+
+    def open_shard(storage: ObjectStorage, key: str) -> StoredFile | None:
+        if key == "states/c.2.0.0":
+            raise StorageError(f"read {key}: the store answered 500 Internal Server Error; {storage.url}")
+        return real(storage, key)
+
+    monkeypatch.setattr(ObjectStorage, "open_shard", open_shard)
+    (found,) = salus.verify(copied.url, storage_options=copied._options).findings
+    assert (found.key, found.severity, "500 Internal" in found.failed) == ("states/c.2.0.0", "damage", True)
+
+
+def test_verify_of_nothing_asks_the_store_that_it_was_given(s3: ObjectStorage) -> None:
+    with pytest.raises(NotFoundError, match=f"nothing is there; .*; {s3.url}"):
+        salus.verify(s3.url, storage_options=s3._options)
 
 
 # --- processes ----------------------------------------------------------------------------------------------------

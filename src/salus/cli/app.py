@@ -12,8 +12,9 @@ import typer
 
 from .. import __version__
 from ..dataset import Dataset
-from ..errors import SalusError
+from ..errors import InvalidInputError, SalusError
 from ..opening import create, open
+from ..storage import is_url
 from .copying import print_copy, split_tag
 from .demo import print_report
 from .describe import describe_dataset, describe_episode, episode_rows, print_dataset, print_episode, print_episodes
@@ -52,7 +53,7 @@ def _example(*lines: str) -> str:
 
 @app.command(epilog=_example("salus demo", "salus demo my.zarr --episodes 200 --processes 4"))
 def demo(
-    path: Annotated[Path, typer.Argument(help="Where the dataset is, or will be.")] = Path("demo.zarr"),
+    path: Annotated[str, typer.Argument(help="Where the dataset is, or will be: a local path.")] = "demo.zarr",
     episodes: Annotated[int, typer.Option(help="Episodes to record in this run.", min=1)] = 80,
     processes: Annotated[int, typer.Option(help="Processes that record at once.", min=1)] = 2,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.", min=1)] = 40,
@@ -65,8 +66,10 @@ def demo(
     """
     from ..demo.main import run_demo
 
+    if is_url(path):
+        raise InvalidInputError(f"demo: got {path}, expected a local path; salus push copies it into a bucket then")
     report = run_demo(
-        path, num_episodes=episodes, num_processes=processes, num_epochs=epochs, seed=seed, progress=track
+        Path(path), num_episodes=episodes, num_processes=processes, num_epochs=epochs, seed=seed, progress=track
     )
     if as_json:
         print_json(report.to_json())
@@ -78,7 +81,7 @@ def demo(
     epilog=_example("salus record --demo", "salus record cameras.zarr --demo --seconds 60 --rate 100 --codec jpeg")
 )
 def record(
-    path: Annotated[Path, typer.Argument(help="Where the dataset is, or will be.")] = Path("cameras.zarr"),
+    path: Annotated[str, typer.Argument(help="Where the dataset is, or will be.")] = "cameras.zarr",
     demo: Annotated[bool, typer.Option("--demo", help="Record synthetic cameras; nothing else is there yet.")] = False,
     seconds: Annotated[float, typer.Option(help="How long.", min=0.01)] = 10,
     rate: Annotated[float, typer.Option(help="Steps per second.", min=0.1, max=10_000)] = 50,
@@ -114,9 +117,9 @@ def record(
             on_start=None if as_json else show.start,
         )
     if as_json:
-        print_json({"path": str(path), **result.to_json()})
+        print_json({"path": path, **result.to_json()})
     else:
-        print_run(result, str(path))
+        print_run(result, path)
 
 
 @app.command(epilog=_example("salus info data.zarr", "salus info data.zarr --json | jq .episodes"))

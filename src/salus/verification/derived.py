@@ -24,7 +24,7 @@ from ..schema import LENGTH, STEP, length_name
 from ..shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, ShardReader
 from ..storage import Found, Storage, StoredFile
 from .log import Log
-from .report import Finding, Findings, Kind, damage, said
+from .report import Finding, Findings, Kind, check_reach, damage, said
 from .shards import InMemory
 
 Result = TypeVar("Result")
@@ -110,6 +110,7 @@ class Comparison:
             if not same(key, body, expected):
                 raise CorruptDataError("it is not what the log says")
         except SalusError as error:
+            check_reach(self._storage, error)
             return [replace(finding, failed=said(error, key))]
         return []
 

@@ -36,7 +36,7 @@ from ..readahead import read_ahead
 from ..schema import Schema
 from ..shards import ShardInfo
 from ..storage import Storage
-from .report import Finding, Findings, damage, said
+from .report import Finding, Findings, check_reach, damage, said
 
 KEPT_BYTES = 2**26
 RECORD_BYTES = 1000
@@ -148,6 +148,7 @@ def _read_decided(storage: Storage, log: Log, slots: Sequence[int]) -> list[_Dec
                 hashes = hashes_of(record) if record.status != "aborted" else b""
                 found.append(_Decided(entry, None, replace(record, shards=(), statistics=None), hashes))
         except SalusError as error:
+            check_reach(storage, error)
             found.append(_Decided(Entry.corrupt(slot), damage("record", record_key(slot), error, slot=slot)))
     return found
 
@@ -178,6 +179,7 @@ def _read_schemas(storage: Storage, log: Log) -> Findings:
         except FormatError:
             raise
         except SalusError as error:
+            check_reach(storage, error)
             yield damage("schema", key, error)
             continue
         if number == len(log.schemas):  # else one before it does not hold, and revisions build on each other
@@ -248,6 +250,7 @@ def _read_amendments(storage: Storage, log: Log) -> Findings:
         try:
             amendment = read_amendment(storage, number)
         except SalusError as error:
+            check_reach(storage, error)
             yield damage("amendment", amendment_key(number), error)
             whole = False
         else:
@@ -293,6 +296,7 @@ def check_claim(storage: Storage, entry: Entry) -> Findings:
     try:
         claim = read_claim(storage, slot)
     except SalusError as error:
+        check_reach(storage, error)
         failed = said(error, key)
     else:
         if claim is not None and claim.uid == uid:
@@ -323,6 +327,7 @@ def check_checkpoint(storage: Storage, number: int, log: Log) -> Findings:
             return
         snapshot = Snapshot.from_json(documents.unseal(body, key=key), key=key)
     except SalusError as error:
+        check_reach(storage, error)
         yield Finding("checkpoint", "derived", key, said(error, key), remedy=_REBUILT)
         return
     yield from compare(storage, snapshot, log, f"checkpoint {number}", key)
@@ -344,6 +349,7 @@ def check_tag(storage: Storage, name: str, log: Log) -> Findings:
     try:
         snapshot = read_tag(storage, name)
     except SalusError as error:
+        check_reach(storage, error)
         yield damage("tag", key, error)
         return
     yield from compare(storage, snapshot, log, f"tag {name}", key)
@@ -377,5 +383,6 @@ def compare(storage: Storage, embedded: Snapshot, log: Log, name: str, key: str)
 def _read_anew(storage: Storage, slot: int, log: Log) -> Entry | None:
     try:
         return read_entry(storage, slot, log)
-    except SalusError:
+    except SalusError as error:
+        check_reach(storage, error)
         return Entry.corrupt(slot)

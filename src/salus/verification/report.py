@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from ..errors import CorruptDataError, SalusError
+from ..errors import CorruptDataError, SalusError, StorageError
+from ..layout import schema_key
+from ..storage import LocalStorage, Storage
 
 Severity = Literal["damage", "derived", "leftover"]
 Kind = Literal[
@@ -124,6 +126,15 @@ def damage(kind: Kind, key: str, error: SalusError | str, *, uid: str = "", slot
     """Committed data is not what it was: `error` says how."""
     remedy = RESTORE if isinstance(error, (CorruptDataError, str)) else "make it readable, then verify again"
     return Finding(kind, "damage", key, said(error, key), remedy=remedy, uid=uid, slot=slot)
+
+
+def check_reach(storage: Storage, error: SalusError) -> None:
+    """Raise `error` where a bucket cannot be asked at all: that says nothing of the data.
+
+    A disk, or one object, that cannot be read is damage.
+    """
+    if isinstance(error, StorageError) and not isinstance(storage, LocalStorage):
+        storage.get(schema_key(0))
 
 
 def said(error: SalusError | str, key: str) -> str:

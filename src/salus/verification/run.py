@@ -19,7 +19,7 @@ from ..log.entries import Entries, Entry
 from ..log.snapshot import Snapshot
 from ..log.tags import read_tag
 from ..log.unfinished import find_unfinished, unfinished_slots
-from ..opening import open as open_dataset
+from ..opening import not_a_dataset
 from ..readahead import read_ahead
 from ..storage import LocalStorage, ObjectStorage, Storage, StorageOptions, open_storage
 from ..view import DatasetView
@@ -73,6 +73,7 @@ def verify(
         NotFoundError: No dataset, tag or episode of that name.
         FormatError: Not a dataset, or one of a newer format.
         InvalidInputError: Arguments that do not go together.
+        StorageError: A bucket cannot be asked; what was not read yet is not damaged by that.
         RecordingError: `repair`, and the storage refused.
 
     Cost: reads every shard once, as fast as the disk or sha256 allow, 1 MiB at a time on each thread.
@@ -157,7 +158,7 @@ class _Verifier:
         self._num_shards = self._bytes_read = self._num_recording = 0
         self.log = read_log(storage, threads=threads)
         if not self.log.schemas and not self.log.findings:
-            open_dataset(storage.url)  # raises what is there instead
+            raise not_a_dataset(storage)
         self._overlays = self.log.snapshot.overlays
 
     def run(self, chosen: _Choice | None, *, repair: bool, expect: str | None) -> VerifyReport:

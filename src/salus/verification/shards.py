@@ -17,7 +17,7 @@ from ..layout import ArraySpec
 from ..schema import stamps_name
 from ..shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, MISSING, ShardIndex
 from ..storage import Storage, StoredFile
-from .report import RESTORE, Finding, said
+from .report import RESTORE, Finding, check_reach, said
 
 BLOCK_BYTES = 2**20
 _REMEDY = f"{RESTORE}; --repair keeps readers from the episode until then"
@@ -94,6 +94,7 @@ def check_shards(
             found.bytes_read += file.size
             content = _read(file, spec, count)
         except SalusError as error:
+            check_reach(storage, error)
             found.findings.append(finding(said(error, key), remedy=_REMEDY))
             continue
         problems = content.problems
