@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import salus
+from salus.cli.app import app
 from salus.errors import InvalidInputError
 from salus.storage import ObjectStorage, open_storage
 
@@ -108,3 +110,34 @@ def test_options_that_are_none_are_refused(options: Any, said: str) -> None:
 
 def test_none_takes_an_option_out() -> None:
     ObjectStorage("s3://b/x", {**OPTIONS, "client_options": None, "retry_config": None, "checksum_algorithm": None})
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def test_every_command_takes_a_url(
+    stores: Callable[[str], servers.Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = stores("moto")
+    url = f"{server.url}/commands-{next(_places)}/data.zarr"
+    monkeypatch.setenv("SALUS_SPOOL", str(tmp_path / "spools"))
+    monkeypatch.chdir(tmp_path)
+    for name, value in server.options.items():
+        monkeypatch.setenv(f"AWS_{name.upper()}", value)
+    cameras = ("--demo", "--seconds", "0.1", "--rate", "20", "--cameras", "1", "--height", "16", "--width", "24")
+    commands: list[tuple[str, ...]] = [("record", url, *cameras)]
+    commands += [(name, url) for name in ("info", "ls", "stats", "verify", "check", "recover")]
+    commands += [("show", url, "0"), ("cp", url, f"{url}-copy"), ("push", url, f"{url}-copy"), ("pull", url, "p.zarr")]
+    for command in commands:
+        result = CliRunner().invoke(app, command)
+        assert (result.exit_code, result.exception) == (0, None), command
+    assert [path.name for path in tmp_path.iterdir() if path.name != "spools"] == ["p.zarr"]
+    assert len(salus.open("p.zarr")) == 1
+
+
+def test_the_demo_says_that_it_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ("demo", "s3://bucket/demo.zarr", "--episodes", "1"))
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "demo: got s3://bucket/demo.zarr, expected a local path" in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []

@@ -94,6 +94,22 @@ def test_an_answer_of_another_length_is_no_data(
         s3.open_shard(_KEY)
 
 
+# --- opening -----------------------------------------------------------------------------------------------------
+
+
+def test_the_records_of_a_bucket_are_asked_for_at_once(copied: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, together = ObjectStorage.get, threading.Barrier(4)
+
+    def get(storage: ObjectStorage, key: str) -> bytes | None:
+        if key.startswith("_salus/log/"):
+            together.wait(20)
+        return real(storage, key)
+
+    monkeypatch.setattr(ObjectStorage, "get", get)
+    dataset = salus.open(copied.url, storage_options=copied._options)
+    assert [episode["states"][0, 0] for episode in dataset] == [0, 1, 2, 3]
+
+
 # --- verify ------------------------------------------------------------------------------------------------------
 
 

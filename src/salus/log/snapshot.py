@@ -6,9 +6,9 @@ index arrays never decide what is committed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from .. import documents
 from ..errors import AlreadyExistsError, CorruptDataError
 from ..layout import PRIVATE, SLOTS_PER_FOLDER, checkpoint_key, number_in, record_key
+from ..readahead import read_ahead
 from ..storage import Storage
 from .amendments import Amendment, Overlay, read_amendments
 from .entries import MAX_OPEN_SLOTS, Entries, Entry
@@ -111,7 +112,7 @@ class Snapshot:
 def load(storage: Storage, known: Snapshot | None = None) -> Snapshot:
     """The log as it stands now, starting from `known`, else from the newest checkpoint that holds.
 
-    Cost: one listing per 1,024 slots above what is known, one read per record that is new.
+    Cost: one listing per 1,024 slots above what is known, one read per record that is new; of a bucket, many at once.
 
     Raises:
         CorruptDataError: An amendment does not hold.
@@ -119,11 +120,8 @@ def load(storage: Storage, known: Snapshot | None = None) -> Snapshot:
     if known is None:
         known = _newest_checkpoint(storage)[1]
     revisions = Revisions(storage)
-    new: dict[int, Entry] = {}
-    for slot in _perhaps_decided(storage, known.open_slots):
-        entry = read_entry(storage, slot, revisions)
-        if entry is not None:
-            new[slot] = entry
+    read = _read_entries(storage, _perhaps_decided(storage, known.open_slots), revisions)
+    new = {slot: entry for slot, entry in read if entry is not None}
     while not _read_new_records(storage, known.num_slots, new, revisions):
         pass
     highest, num_records = max(new, default=-1), len(known.decided) + len(new)
@@ -197,14 +195,26 @@ def _perhaps_decided(storage: Storage, slots: list[int]) -> Iterable[int]:
 def _read_new_records(storage: Storage, first_slot: int, decided: dict[int, Entry], revisions: Revisions) -> bool:
     for folder in log_folders(storage, first_slot):
         slots = (number_in(name, suffix=".json") for name in storage.list(f"{PRIVATE}/log/{folder}"))
-        for slot in sorted(slot for slot in slots if slot is not None and slot >= first_slot and slot not in decided):
-            if slot // SLOTS_PER_FOLDER != folder:
-                continue  # not where the builder of keys would put it: no record of ours
-            entry = read_entry(storage, slot, revisions)
+        new = sorted(slot for slot in slots if slot is not None and slot >= first_slot and slot not in decided)
+        # Another folder is not where the builder of keys would put it: no record of ours.
+        new = [slot for slot in new if slot // SLOTS_PER_FOLDER == folder]
+        for slot, entry in _read_entries(storage, new, revisions):
             if entry is None:
                 return False  # listed, then absent: the listing is not to be trusted, so list again
             decided[slot] = entry
     return True
+
+
+def _read_entries(storage: Storage, slots: Iterable[int], revisions: Revisions) -> Iterator[tuple[int, Entry | None]]:
+    """Slots and their rows, in order; as many at once as the storage takes."""
+
+    def read(slot: int) -> tuple[int, Entry | None]:
+        return slot, read_entry(storage, slot, revisions)
+
+    at_once = storage.requests_at_once
+    if at_once == 1:
+        return map(read, slots)
+    return read_ahead(((1, partial(read, slot)) for slot in slots), threads=at_once, budget=at_once)
 
 
 # --- checkpoints: a cache --------------------------------------------------------------------------------------
