@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -372,3 +373,13 @@ def test_records_are_plain_json(path: Path, dataset: salus.Dataset) -> None:
     assert record["status"] == "committed"
     assert record["lengths"] == {"step": 33}
     assert {shard["key"] for shard in record["shards"]} >= {"images/c.3.2.0.0.0", "states/c.3.0.0"}
+
+
+@pytest.mark.parametrize("what", ["_salus/schema/000000.json", "_salus", ""])
+def test_refresh_of_a_dataset_that_was_removed_says_so(dataset: salus.Dataset, what: str) -> None:
+    gone = Path(dataset.url) / what
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(CorruptDataError, match="refresh: the dataset has 0 schema revisions, and had 1: somebody"):
+        dataset.refresh()
+    assert len(dataset) == 5
+    assert "5 episodes" in repr(dataset)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .codecs import check_codecs
-from .errors import InvalidInputError, NotFoundError
+from .errors import CorruptDataError, InvalidInputError, NotFoundError
 from .gather import Reader
 from .labels import Outcome, Result
 from .layout import array_specs, tag_key
@@ -85,11 +85,17 @@ class Dataset(DatasetView):
         Raises:
             InvalidInputError: It was opened at a tag, which never changes.
             FormatError: It was opened with `strict`, and a feature was added that this refuses.
+            CorruptDataError: Schema revisions that were there are gone: somebody removed the dataset.
         """
         if self.tag_name is not None:
             raise InvalidInputError(f"refresh: the dataset was opened at tag {self.tag_name!r}, which never changes")
         snapshot = load(self.storage, self._snapshot)
         schemas = read_revisions(self.storage)
+        if len(schemas) < len(self._schemas):
+            raise CorruptDataError(
+                f"refresh: the dataset has {len(schemas)} schema revisions, and had {len(self._schemas)}: somebody "
+                f"removed it, or parts of it; {self.url}"
+            )
         if self.strict:
             schemas[-1].check_native(self.url)
         self.__dict__.pop("_rows_by_uid", None)

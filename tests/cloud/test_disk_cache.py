@@ -173,6 +173,10 @@ def test_less_than_was_asked_for_is_not_kept(tmp_path: Path) -> None:
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="cache_bytes: got 5, expected at least 1048576"):
         DiskCache(tmp_path, 5)
+    with pytest.raises(InvalidInputError, match="cache_bytes: got None, expected a number of bytes"):
+        DiskCache(tmp_path, None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="cache: got s3://bucket/cache, expected a folder on a local disk"):
+        DiskCache("s3://bucket/cache", 100 * _MB)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InvalidInputError, match=r"cache: .*, expected a folder; .*/file"):
         DiskCache(tmp_path / "file", 100 * _MB)

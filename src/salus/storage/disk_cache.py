@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..codecs import crc32c
 from ..errors import InvalidInputError
+from .connecting import is_url
 
 BLOCK_BYTES = 256 * 2**10
 _CHECKSUM = 4
@@ -41,6 +42,10 @@ class DiskCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str], capacity_bytes: int) -> None:
+        if is_url(folder):
+            raise InvalidInputError(f"cache: got {folder}, expected a folder on a local disk")
+        if isinstance(capacity_bytes, bool) or not isinstance(capacity_bytes, int | float):
+            raise InvalidInputError(f"cache_bytes: got {capacity_bytes!r}, expected a number of bytes")
         self.folder = Path(os.path.abspath(Path(folder).expanduser()))
         self.capacity_bytes = int(capacity_bytes)
         if self.capacity_bytes < 4 * BLOCK_BYTES:

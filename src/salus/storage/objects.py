@@ -360,7 +360,8 @@ class ObjectStorage:
 
     def give_back(self, size: int) -> None:
         """Bytes that were read ahead, and are not kept any more."""
-        self._ahead.give_back(size)
+        if os.getpid() == self._pid:  # in a forked child, a thread that is not there may hold the lock
+            self._ahead.give_back(size)
 
 
 class _Ahead:
@@ -368,7 +369,7 @@ class _Ahead:
 
     def __init__(self) -> None:
         self._left = AHEAD_BYTES
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a file may be collected, and give back, amid a call on the same thread
 
     def take(self, size: int) -> bool:
         with self._lock:
