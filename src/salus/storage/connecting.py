@@ -48,7 +48,7 @@ def connected(url: str, options: StorageOptions | None) -> ObjectStore:
         MissingExtraError: The extra `cloud` is not installed.
     """
     scheme, _, rest = url.partition("://")
-    bucket, _, prefix = rest.partition("/")
+    bucket, _, prefix = rest.rstrip("/").partition("/")
     if scheme not in SCHEMES or not _BUCKET.fullmatch(bucket):
         expected = ", ".join(f"{each}://bucket/data.zarr" for each in SCHEMES)
         raise InvalidInputError(f"path: got {url!r}, expected a local path, or one of {expected}")

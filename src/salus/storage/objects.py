@@ -70,7 +70,7 @@ class ObjectStorage:
         self.url = url.rstrip("/")
         self._pid = os.getpid()
         self._cache = cache
-        self._objects = connected(self.url, options)
+        self._objects = connected(url, options)
         self._options = dict(options or {})
         self._place = "\0".join((self.url, *settings(self._objects)))  # the same URL may be in another store
         self.check_process()
@@ -229,9 +229,9 @@ class ObjectStorage:
         from obstore.exceptions import PreconditionError
 
         key = f"{_PROBES}/{secrets.token_hex(16)}"
+        with suppress(Exists), _refusals("probe", self.url, but=Exists):  # there: by a try whose answer was lost
+            _put(self._store, key, b"first", "create")
         with self._passing(key):
-            with suppress(Exists), _refusals("probe", self.url, but=Exists):  # there: by a try whose answer was lost
-                _put(self._store, key, b"first", "create")
             with self._expecting(Exists, "create an object only where there is none (If-None-Match)"):
                 _put(self._store, key, b"second", "create")
             with self._expecting(PreconditionError, "replace an object only where it is the expected one (If-Match)"):
