@@ -19,7 +19,7 @@ import pytest
 
 import salus
 from salus.errors import CorruptDataError, NotFoundError, StorageError
-from salus.storage import ObjectStorage, StoredFile
+from salus.storage import ObjectStorage, StoredFile, objects
 
 from . import servers
 from .proxy import Proxy
@@ -92,6 +92,19 @@ def test_an_answer_of_another_length_is_no_data(
         shard.read(10, 1000)
     with pytest.raises(StorageError, match=rf"read {_KEY}: the store sent \d+ bytes, expected 16384; s3://"):
         s3.open_shard(_KEY)
+
+
+def test_an_object_that_is_too_large_to_be_a_document_is_not_read(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "MAX_OBJECT_BYTES", 1000)
+    storage.put_new_many({"small": bytes(1000), "large": bytes(1001), _KEY: bytes(2000)})
+    assert storage.get("small") == bytes(1000)
+    for read in (storage.get, storage.get_version):
+        with pytest.raises(CorruptDataError, match="an object of 1001 bytes, expected at most 1000; large"):
+            read("large")
+    storage.put_new(_KEY, bytes(2000))  # a shard may have more, and is read back
+    assert opened(storage).read(0, 2000) == bytes(2000)
 
 
 # --- opening -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from ..errors import SalusError
 
+MAX_OBJECT_BYTES = 2**28 + 2**22
+"""What is read whole: documents, and chunks of index arrays, which hold at most 2²⁸ bytes before compression."""
+
 Found: TypeAlias = list[str]
 Result = TypeVar("Result")
 

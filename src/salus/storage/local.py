@@ -28,10 +28,8 @@ from ..errors import (
     StorageError,
 )
 from . import beneath
-from .base import Found, Result, Storage, StoredFile
+from .base import MAX_OBJECT_BYTES, Found, Result, Storage, StoredFile
 
-MAX_OBJECT_BYTES = 2**28 + 2**22
-"""What is read whole: documents, and chunks of index arrays, which hold at most 2²⁸ bytes before compression."""
 LOCK = "_salus/publish.lock"
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}

@@ -27,7 +27,7 @@ from ..errors import (
     SalusError,
     StorageError,
 )
-from .base import Found, Storage, StoredFile
+from .base import MAX_OBJECT_BYTES, Found, Storage, StoredFile
 from .connecting import StorageOptions, connected, said, settings
 from .disk_cache import DiskCache
 from .publication import Version, published
@@ -165,11 +165,11 @@ class ObjectStorage:
             else:
                 return
             try:
-                found = self.get(key)
+                found = self._get(key)
             except StorageError as unreadable:
                 raise CommitUnknownError(f"put {key}: it cannot be read back: {unreadable}; {self.url}") from failed
             if found is not None:
-                if same(found):
+                if same(found[0]):
                     return
                 raise AlreadyExistsError(f"put {key}: another object is there; {self.url}") from failed
             # Absent: refused, or still on its way. To try again is safe, as only one of all tries can create it.
@@ -278,9 +278,12 @@ class ObjectStorage:
 
     def get_version(self, key: str) -> tuple[bytes, Version] | None:
         """The whole object, and which version of it that is."""
+        return self._get(key, most=MAX_OBJECT_BYTES)
+
+    def _get(self, key: str, *, most: int | None = None) -> tuple[bytes, Version] | None:
         with _reading(key, self.url):
             try:
-                meta, body = _got(self._store, key)
+                meta, body = _got(self._store, key, most=most)
                 return body, _version(meta)
             except FileNotFoundError:
                 return None
@@ -453,12 +456,14 @@ def _put(store: ObjectStore, key: str, body: bytes, mode: Any) -> Any:
     return _answered(lambda: obstore.put(store, key, body, mode=mode, use_multipart=False))
 
 
-def _got(store: ObjectStore, key: str, part: Any = None) -> tuple[ObjectMeta, bytes]:
-    """An object, or a part of it, and what the store says of the whole."""
+def _got(store: ObjectStore, key: str, part: Any = None, *, most: int | None = None) -> tuple[ObjectMeta, bytes]:
+    """An object, or a part of it, and what the store says of the whole, which has at most so many bytes."""
     import obstore
 
     def get() -> tuple[ObjectMeta, bytes]:
         answer = obstore.get(store, key, options=None if part is None else {"range": part})
+        if most is not None and (size := answer.meta["size"]) > most:  # before the body is read
+            raise CorruptDataError(f"an object of {size} bytes, expected at most {most}; {key}")
         return answer.meta, bytes(answer.bytes())
 
     return _answered(get)
