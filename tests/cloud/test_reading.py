@@ -107,6 +107,20 @@ def test_an_object_that_is_too_large_to_be_a_document_is_not_read(
     assert opened(storage).read(0, 2000) == bytes(2000)
 
 
+def test_a_large_read_is_asked_for_in_parts(storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "REQUEST_BYTES", 10_000)
+    asked, real = [], objects._got
+    monkeypatch.setattr(objects, "_got", lambda *a, **named: (asked.append(a[2]), real(*a, **named))[1])
+    body = os.urandom(100_000)
+    storage.put_new(_KEY, body)
+    shard = opened(storage)
+    asked.clear()
+    assert shard.read(5, 25_000) == body[5:25_005]
+    assert asked == [(5, 10_005), (10_005, 20_005), (20_005, 25_005)]
+    assert shard.read(7, 10_000) == body[7:10_007]
+    assert shard.read(0, 100_000) == body
+
+
 # --- opening -----------------------------------------------------------------------------------------------------
 
 

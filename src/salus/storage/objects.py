@@ -42,6 +42,8 @@ CREATE_WITHIN_S = 60.0  # beyond the retries of obstore itself
 TAIL_BYTES = 16 * 2**10  # of a shard, read when it is opened: the index of 1,000 images
 AHEAD_BYTES = 256 * 2**20  # read ahead, and not asked for yet
 MULTIPART_FROM_BYTES = 64 * 2**20
+REQUEST_BYTES = 8 * 2**20  # read in one request: that a slow network answers it before it times out
+_PARTS_AT_ONCE = 4  # of 5 MiB, for the same reason
 _THREADS = 64
 _UPLOADS = "_salus/uploads"
 _PROBES = "_salus/probes"
@@ -111,6 +113,9 @@ class ObjectStorage:
     # --- writing -----------------------------------------------------------------------------------------------
 
     def put_new(self, key: str, body: bytes) -> None:
+        if len(body) >= MULTIPART_FROM_BYTES:
+            self._put_in_parts(key, body, same=lambda found: found == body)
+            return
         self._create(key, lambda: _put(self._store, key, body, "create"), same=lambda found: found == body)
 
     def put_new_many(self, objects: Mapping[str, bytes]) -> dict[str, SalusError]:
@@ -129,18 +134,17 @@ class ObjectStorage:
         if source.stat().st_size < MULTIPART_FROM_BYTES:
             self.put_new(key, source.read_bytes())
             return
+        self._put_in_parts(key, source, same=lambda found: found == source.read_bytes())
+
+    def _put_in_parts(self, key: str, body: bytes | Path, *, same: Callable[[bytes], bool]) -> None:
         # An upload in parts has no condition, so it goes to a name of its own, and the copy has the condition.
         import obstore
 
         uploaded = f"{_UPLOADS}/{secrets.token_hex(16)}"
         with _refusals(f"put {key}", self.url):
-            _answered(lambda: obstore.put(self._store, uploaded, source))
+            _answered(lambda: obstore.put(self._store, uploaded, body, max_concurrency=_PARTS_AT_ONCE))
         with self._passing(uploaded):
-            self._create(
-                key,
-                lambda: obstore.copy(self._store, uploaded, key, overwrite=False),
-                same=lambda found: found == source.read_bytes(),
-            )
+            self._create(key, lambda: obstore.copy(self._store, uploaded, key, overwrite=False), same=same)
 
     def _create(self, key: str, create: Callable[[], object], *, same: Callable[[bytes], bool]) -> None:
         """Create an object, and where the answer is not plain, look what is there."""
@@ -330,6 +334,11 @@ class ObjectStorage:
         return self._cache.read(identity, meta["size"], start, size, fetch)
 
     def _fetch(self, meta: ObjectMeta, start: int, size: int) -> bytes:
+        starts = range(start, start + size, REQUEST_BYTES)
+        parts = [self._fetch_part(meta, first, min(REQUEST_BYTES, start + size - first)) for first in starts]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _fetch_part(self, meta: ObjectMeta, start: int, size: int) -> bytes:
         from obstore.exceptions import BaseError
 
         key = meta["path"]
