@@ -126,7 +126,7 @@ class Storage(Protocol):
 class StoredFile(Protocol):
     """An object open for ranged reads. It is closed when nobody holds it any more.
 
-    Thread-safety: safe, and in a forked child as well.
+    Thread-safety: safe; in a forked child as well, where a bucket gives a StorageError.
     """
 
     @property
