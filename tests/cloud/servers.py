@@ -89,7 +89,8 @@ def seaweedfs(command: Sequence[str], folder: Path) -> Iterator[Server]:
         "credentials": [{"accessKey": _KEYS["access_key_id"], "secretKey": _KEYS["secret_access_key"]}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    config.write_text(json.dumps({"identities": [identity]}))
+    public = {"name": "anonymous", "actions": [f"Read:{BUCKET}"]}  # as a bucket that a page in a browser reads
+    config.write_text(json.dumps({"identities": [identity, public]}))
     (folder / "data").mkdir()
     arguments = [
         *("-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}"),
