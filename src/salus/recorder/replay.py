@@ -293,7 +293,7 @@ def _part(storage: Storage, spool: LocalStorage, journal: Journal, clock: Clock,
     if placed is None:
         file = _in_progress(progress_path(spool, journal.slot, spec.name, number))
         return Part(spec, file, False, 0 if file is None else _whole_chunks(file, places))
-    index = ShardReader(placed, spec, spec.shard_identity(journal.uid, number)).index
+    index = read_shard(placed, spec, journal, number).index
     for chunk, place in enumerate(places):
         try:
             found = index.place(chunk)
@@ -315,13 +315,25 @@ def _check_rows_in_place(part: Part, journal: Journal, clock: Clock, count: int)
         return
     number = len(clock.finished)
     key = spec.shard_key(journal.slot, number)
-    reader = ShardReader(part.file, spec, spec.shard_identity(journal.uid, number))
+    reader = read_shard(part.file, spec, journal, number)
     found, expected = read_rows(reader, spec, count), segment.values(spec.name, count)
     if spec.codec == "zarr":
         return  # a codec of the user's own, which may be lossy: its checksum has to do
     same = list(found) == list(expected) if spec.is_text else found.tobytes() == expected.tobytes()
     if not same:
         raise CorruptDataError(f"shard: its rows are not those of the journal; {key}")
+
+
+def read_shard(file: StoredFile, spec: ArraySpec, journal: Journal, segment: int) -> ShardReader:
+    """A shard that is in place.
+
+    Raises:
+        CorruptDataError: Its index does not hold, or it is another shard.
+    """
+    try:
+        return ShardReader(file, spec, spec.shard_identity(journal.uid, segment))
+    except CorruptDataError as error:
+        raise CorruptDataError(f"shard: {error}; {spec.shard_key(journal.slot, segment)}") from error
 
 
 def read_rows(reader: ShardReader, spec: ArraySpec, count: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from ..schema import Schema
 from ..shards import ShardReader
 from ..statistics import EpisodeStatistics, described
 from ..storage import Storage
-from .replay import Clock, Journal, Part, read_rows
+from .replay import Clock, Journal, Part, read_rows, read_shard
 
 
 def read_statistics(
@@ -105,4 +105,4 @@ class _Steps:
         opened = self._storage.open_shard(key)
         if opened is None:
             raise CorruptDataError(f"shard: it went missing; {key}")
-        return ShardReader(opened, spec, spec.shard_identity(self._journal.uid, segment))
+        return read_shard(opened, spec, self._journal, segment)
