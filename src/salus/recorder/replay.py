@@ -198,6 +198,10 @@ def _add(slot: int, clock: Clock, frame: Frame) -> None:
     first, count = document["first"], document["count"]
     if first != number * segment_steps + segment.count or not 0 < count <= segment_steps - segment.count:
         raise ValueError(f"{count} steps from {first} on, after {segment.count} of segment {number}")
+    found = sorted((name, kind) for kind in ("arrays", "chunks", "texts") for name in document[kind])
+    expected_kinds = sorted((name, _kind(spec)) for name, spec in specs.items())
+    if found != expected_kinds:
+        raise ValueError(f"arrays {found}, expected {expected_kinds}")
     place = 0
     for name in sorted(document["arrays"]):
         size = document["arrays"][name]
@@ -215,11 +219,15 @@ def _add(slot: int, clock: Clock, frame: Frame) -> None:
         ):
             raise ValueError(f"{len(pairs)} chunks of {name!r} for {count} steps")
         segment.places.setdefault(name, []).extend(pairs)
-    found = segment.rows.keys() | segment.places.keys()
-    if found != specs.keys() or any((specs[name].chunk_steps == 1) != (name in segment.places) for name in found):
-        raise ValueError(f"arrays {sorted(found)}, expected {sorted(specs)}")
     segment.count += count
     clock.timestamp_source, clock.dropped_images = source, dropped
+
+
+def _kind(spec: ArraySpec) -> str:
+    """The member of a frame of steps that holds an array."""
+    if spec.chunk_steps == 1:
+        return "chunks"
+    return "texts" if spec.is_text else "arrays"
 
 
 @dataclass
