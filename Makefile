@@ -7,7 +7,7 @@ PYTHON_NEWEST ?= $(call first_that_runs,python3.13 $(wildcard $(HOME)/.pyenv/ver
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup setup-cloud setup-lerobot demo test test-newest check format lint types layers docs bench torture clean
+.PHONY: setup setup-cloud setup-browser setup-lerobot demo test test-newest check format lint types layers docs bench torture clean
 
 setup: $(READY) $(ZARRITA)  ## create .venv with everything that development needs
 
@@ -48,6 +48,10 @@ $(CLOUD): $(READY)
 $(AZURITE): tests/cloud/azurite/package-lock.json
 	npm ci --prefix tests/cloud/azurite --silent --no-audit --no-fund
 	touch $@
+
+setup-browser:  ## Chromium, for the test that reads a bucket in a page (Debian, as root)
+	command -v chromium || command -v google-chrome || \
+	  { apt-get -qq update && apt-get -qq --no-install-recommends install chromium >/dev/null; }
 
 demo: $(READY)  ## record rendered episodes in parallel, check them, train a failure predictor
 	$(BIN)/salus demo demo.zarr

@@ -67,7 +67,8 @@ def measure(source: Source, folder: Path) -> None:
                     file = dataset.storage.open_shard(spec.shard_key(dataset[episode].slot, segment))
                     assert file is not None
                     path = Path(dataset.url) / spec.shard_key(dataset[episode].slot, segment)
-                    shards[camera, episode, segment] = ShardReader(file, spec), os.open(path, os.O_RDONLY)
+                    reader = ShardReader(file, spec, spec.shard_identity(dataset[episode].uid, segment))
+                    shards[camera, episode, segment] = reader, os.open(path, os.O_RDONLY)
                 shard, descriptor = shards[camera, episode, segment]
                 places.append((spec, descriptor, *shard.index.place(chunk)))
     encoded = [os.pread(descriptor, size, offset) for _, descriptor, offset, size in places]

@@ -110,7 +110,7 @@ def test_a_shard_that_zarr_python_writes_is_read(tmp_path: Path, name: str) -> N
     open_array(tmp_path, spec)[1, SEGMENT : 2 * SEGMENT] = steps
     opened = LocalStorage(tmp_path).open_shard(spec.shard_key(1, 1))
     assert opened is not None
-    reader = ShardReader(opened, spec)
+    reader = ShardReader(opened, spec, b"")
     np.testing.assert_array_equal(decoded_steps(spec, list(map(reader.chunk, range(spec.chunks_per_shard)))), steps)
 
 
@@ -132,7 +132,7 @@ def test_inner_chunks_are_byte_for_byte_those_of_zarr_python(tmp_path: Path, nam
     open_array(tmp_path, spec)[0, :SEGMENT] = steps
     opened = LocalStorage(tmp_path).open_shard(spec.shard_key(0, 0))
     assert opened is not None
-    reader = ShardReader(opened, spec)
+    reader = ShardReader(opened, spec, b"")
     assert list(map(reader.chunk, range(spec.chunks_per_shard))) == encoded_chunks(spec, steps)
 
 

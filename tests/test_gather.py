@@ -199,12 +199,12 @@ def test_any_steps_in_any_order(
 def test_damage_among_images_that_are_decoded_together_names_its_step(
     dataset: salus.Dataset, pairs: list[tuple[int, int]]
 ) -> None:
-    entry, segment_steps = dataset[3], array_specs(dataset.schema)["images"].segment_steps
-    segment, chunk = divmod(5, segment_steps)
-    key = array_specs(dataset.schema)["images"].shard_key(entry.slot, segment)
+    entry, spec = dataset[3], array_specs(dataset.schema)["images"]
+    segment, chunk = divmod(5, spec.segment_steps)
+    key = spec.shard_key(entry.slot, segment)
     file = dataset.storage.open_shard(key)
     assert file is not None
-    offset, _ = ShardReader(file, array_specs(dataset.schema)["images"]).index.place(chunk)
+    offset, _ = ShardReader(file, spec, spec.shard_identity(entry.uid, segment)).index.place(chunk)
     path = Path(dataset.url) / key
     body = bytearray(path.read_bytes())
     body[offset + 20] ^= 1

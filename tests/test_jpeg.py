@@ -206,7 +206,7 @@ def test_what_plain_zarr_writes_with_the_same_codecs_is_read(tmp_path: Path, nam
     array[0, 0] = as_recorded(name, 0)
     opened = LocalStorage(tmp_path).open_shard(spec.shard_key(0, 0))
     assert opened is not None
-    reader = ShardReader(opened, spec)
+    reader = ShardReader(opened, spec, b"")
     image = spec.as_seen(decode_chunk(spec, reader.chunk(0)))[0]
     np.testing.assert_array_equal(image, array[0, 0])
     stored = np.ascontiguousarray(spec.as_stored(as_recorded(name, 0)[None]))

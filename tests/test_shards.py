@@ -15,6 +15,7 @@ from salus.shards import MISSING, ShardInfo, ShardReader, ShardWriter, whole_sha
 
 SPEC = ArraySpec("images", "uint8", (3,), 1, 4)
 CHUNKS = [b"first", b"second one", b"third"]
+IDENTITY = SPEC.shard_identity("01931f7e-0000-7000-8000-000000000000", 2)
 
 
 class Bytes:
@@ -35,28 +36,28 @@ class Bytes:
 
 
 def opened(body: bytes) -> ShardReader:
-    return ShardReader(Bytes(body), SPEC)
+    return ShardReader(Bytes(body), SPEC, IDENTITY)
 
 
 def with_index(data: bytes, rows: list[tuple[int, int]]) -> bytes:
     index = np.array(rows, "<u8").tobytes()
-    return data + index + crc32c(index).to_bytes(4, "little")
+    return data + IDENTITY + index + crc32c(index).to_bytes(4, "little")
 
 
 def test_writing_chunk_by_chunk_gives_the_whole_shard(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "shard", "images/c.0.0.0", 4)
+    writer = ShardWriter(tmp_path / "shard", "images/c.0.0.0", 4, IDENTITY)
     places = [writer.add(number, chunk) for number, chunk in enumerate(CHUNKS)]
     writer.sync()
     info = writer.finish()
     body = (tmp_path / "shard").read_bytes()
     assert places == [(0, 5), (5, 10), (15, 5)]
-    assert body == whole_shard(4, CHUNKS)
+    assert body == whole_shard(4, CHUNKS, IDENTITY)
     assert info == ShardInfo("images/c.0.0.0", len(body), crc32c(body), hashlib.sha256(body).hexdigest())
     assert ShardInfo.from_json(info.to_json()) == info
 
 
 def test_chunks_may_come_in_any_order(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "shard", "key", 4)
+    writer = ShardWriter(tmp_path / "shard", "key", 4, IDENTITY)
     for number in (2, 0, 1):
         writer.add(number, CHUNKS[number])
     writer.finish()
@@ -69,11 +70,11 @@ def test_chunks_may_come_in_any_order(tmp_path: Path) -> None:
 def test_a_writer_takes_no_file_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "shard").write_bytes(b"x")
     with pytest.raises(FileExistsError):
-        ShardWriter(tmp_path / "shard", "key", 4)
+        ShardWriter(tmp_path / "shard", "key", 4, IDENTITY)
 
 
 def test_a_writer_may_be_closed_twice_and_leaves_the_file(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "shard", "key", 4)
+    writer = ShardWriter(tmp_path / "shard", "key", 4, IDENTITY)
     writer.add(0, b"abc")
     writer.close()
     writer.close()
@@ -81,13 +82,13 @@ def test_a_writer_may_be_closed_twice_and_leaves_the_file(tmp_path: Path) -> Non
 
 
 def test_a_reader_reads_every_chunk() -> None:
-    reader = opened(whole_shard(4, CHUNKS))
+    reader = opened(whole_shard(4, CHUNKS, IDENTITY))
     assert [reader.chunk(number) for number in range(3)] == CHUNKS
 
 
 def test_chunks_side_by_side_are_read_at_once() -> None:
     file = Bytes(whole_shard(4, CHUNKS))
-    reader = ShardReader(file, SPEC)
+    reader = ShardReader(file, SPEC, b"")
     file.reads.clear()
     assert reader.chunks(0, 3) == CHUNKS
     assert reader.chunks(1, 2) == CHUNKS[1:]
@@ -98,7 +99,7 @@ def test_chunks_side_by_side_are_read_at_once() -> None:
 
 def test_a_chunk_that_should_be_there_and_is_missing_is_named() -> None:
     with pytest.raises(CorruptDataError, match="the shard index lacks chunk 3"):
-        opened(whole_shard(4, CHUNKS)).chunk(3)
+        opened(whole_shard(4, CHUNKS, IDENTITY)).chunk(3)
     with pytest.raises(CorruptDataError, match="lacks chunk 1"):
         opened(with_index(b"x" * 9, [(0, 4), (MISSING, MISSING), (4, 5), (MISSING, MISSING)])).chunks(0, 3)
 
@@ -128,13 +129,32 @@ def test_an_index_that_points_outside_is_refused(row: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [0, 1, 4, 67, 68])
 def test_what_is_too_short_for_an_index_is_refused(size: int) -> None:
     with pytest.raises(CorruptDataError, match="the shard index"):
-        opened(whole_shard(4, [])[:size]).chunk(0)
+        opened(whole_shard(4, [], IDENTITY)[:size]).chunk(0)
 
 
 def test_every_changed_byte_of_the_index_is_found() -> None:
-    whole = whole_shard(4, CHUNKS)
-    for place in range(sum(map(len, CHUNKS)), len(whole)):
+    whole = whole_shard(4, CHUNKS, IDENTITY)
+    for place in range(sum(map(len, CHUNKS)) + len(IDENTITY), len(whole)):
         body = bytearray(whole)
         body[place] ^= 0x10
         with pytest.raises(CorruptDataError, match="does not hold its crc32c"):
+            opened(bytes(body))
+
+
+def test_a_shard_that_is_not_the_one_is_refused() -> None:
+    for uid, segment in (("01931f7e-0000-7000-8000-000000000001", 2), ("01931f7e-0000-7000-8000-000000000000", 1)):
+        body = whole_shard(4, CHUNKS, SPEC.shard_identity(uid, segment))
+        named = f"it ends in 'salus {uid} images {segment}', expected 'salus 01931f7"
+        with pytest.raises(CorruptDataError, match=named):
+            opened(body)
+    with pytest.raises(CorruptDataError, match="another shard is in its place"):
+        opened(whole_shard(4, [b"x" * 100]))
+
+
+def test_every_changed_byte_of_the_identity_is_found() -> None:
+    whole, start = whole_shard(4, CHUNKS, IDENTITY), sum(map(len, CHUNKS))
+    for place in range(start, start + len(IDENTITY)):
+        body = bytearray(whole)
+        body[place] ^= 0x10
+        with pytest.raises(CorruptDataError, match="another shard is in its place"):
             opened(bytes(body))

@@ -204,12 +204,27 @@ def test_a_shard_of_another_episode_is_found_and_read_no_more_after_repair(path:
     twin = path / "camera/c.2.0.0.0.0"
     assert twin.stat().st_size == (path / CAMERA).stat().st_size
     shutil.copyfile(twin, path / CAMERA)
-    assert not np.array_equal(salus.open(path)[0]["camera"][:], make_steps(0)["camera"])  # its own checksums hold
+    with pytest.raises(CorruptDataError, match="another shard is in its place: it ends in 'salus "):
+        salus.open(path)[0]["camera"][:]
     (finding,) = salus.verify(path, repair=True).findings
     assert (finding.severity, finding.key) == ("damage", CAMERA)
-    assert "exchanged, or old" in finding.failed
+    assert "another shard is in its place" in finding.failed
     with pytest.raises(CorruptDataError, match="quarantined"):
         salus.open(path)[0]
+
+
+def test_a_shard_with_other_content_and_checksums_that_hold_is_found(path: Path) -> None:
+    spec = array_specs(salus.open(path).schema)["states"]
+    found = salus.open(path)[0]
+    steps = found["states"][: spec.segment_steps]
+    identity, file = spec.shard_identity(found.uid, 0), path / spec.shard_key(0, 0)
+    size = file.stat().st_size
+    for values in (steps[::-1], steps + 1):
+        body = whole_shard(spec.chunks_per_shard, [encode_chunk(spec, np.ascontiguousarray(values))], identity)
+        file.write_bytes(body)
+        (finding,) = salus.verify(path).findings
+        assert ("other content, whose own checksums hold" if len(body) == size else "its size") in finding.failed
+    assert len(body) == size, "no content of equal size: the test lost its point"
 
 
 def test_skip_leaves_out_records_that_do_not_hold_too(path: Path) -> None:
@@ -317,9 +332,9 @@ def test_what_was_recorded_wrong_is_told_from_what_changed(path: Path) -> None:
     spec = array_specs(salus.open(path).schema)["timestamp_ns"]
     key = spec.shard_key(1, 0)
     chunk = encode_chunk(spec, np.array([3, 2, 1, 0], np.int64))
-    body = whole_shard(spec.chunks_per_shard, [chunk])
-    (path / key).write_bytes(body)
     record = Record.from_bytes((path / RECORD).read_bytes(), 1)
+    body = whole_shard(spec.chunks_per_shard, [chunk], spec.shard_identity(record.uid, 0))
+    (path / key).write_bytes(body)
     info = ShardInfo(key, len(body), 0, hashlib.sha256(body).hexdigest())
     shards = tuple(info if shard.key == key else shard for shard in record.shards)
     (path / RECORD).write_bytes(replace(record, shards=shards).to_bytes())

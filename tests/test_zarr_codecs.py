@@ -232,6 +232,20 @@ def test_what_does_not_decode_or_is_of_another_size_is_corrupt() -> None:
         decode_chunk(spec, larger)
 
 
+def test_a_blosc_header_that_lies_about_its_size_is_not_believed() -> None:
+    # The library takes no size of its input: it would read on behind the end, and the process would die.
+    blosc = {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle", "blocksize": 0}}
+    spec = array_specs(with_codec([BYTES, blosc]))["a"]
+    packed = encode_chunk(spec, np.arange(8, dtype=np.float32).reshape(4, 2))[:-4]
+    for size in (0, len(packed) - 1, len(packed) + 1, 2_000_000_000):
+        body = packed[:12] + size.to_bytes(4, "little") + packed[16:]
+        with pytest.raises(CorruptDataError, match=f"chunk of {len(packed)} bytes declares that it has {size}"):
+            decode_chunk(spec, body + crc32c(body).to_bytes(4, "little"))
+    for body in (packed[:8], packed[:15]):
+        with pytest.raises(CorruptDataError, match="codec 'blosc'"):
+            decode_chunk(spec, body + crc32c(body).to_bytes(4, "little"))
+
+
 @pytest.mark.parametrize("values", [np.zeros((1, 4, 3), np.float32), np.zeros((1, 4, 2)), np.zeros((4, 2), np.float32)])
 def test_a_codec_that_gives_something_else_is_not_believed(monkeypatch: pytest.MonkeyPatch, values: np.ndarray) -> None:
     from zarr.core.buffer import default_buffer_prototype

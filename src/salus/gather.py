@@ -335,7 +335,7 @@ class Reader:
             raise CorruptDataError("the shard is missing")
         if file.size != expected:
             raise CorruptDataError(f"the shard has {file.size} bytes, expected {expected}")
-        return ShardReader(file, spec)
+        return ShardReader(file, spec, spec.shard_identity(entry.uid, segment))
 
     def _shard_size(self, spec: ArraySpec, entry: Entry, segment: int) -> int:
         ranks, segments = self._ranks[entry.schema_revision], spec.segments(entry.num_steps)

@@ -191,6 +191,13 @@ class ArraySpec:
         """The key that every Zarr reader computes for this shard."""
         return f"{self.name}/c.{slot}.{segment}" + ".0" * len(self.step_shape)
 
+    def shard_identity(self, uid: str, segment: int) -> bytes:
+        """What a shard says of itself, before its index; no chunk of Zarr's is there.
+
+        A shard in the place of another is known by it, and a file that a broken disk gave back without its name.
+        """
+        return f"\nsalus {uid} {self.name} {segment}\n".encode()
+
     def segments(self, num_steps: int) -> int:
         """Shards of an episode of that length."""
         return -(-num_steps // self.segment_steps)

@@ -1,4 +1,4 @@
-"""Shard files: inner chunks one after the other, then Zarr's `sharding_indexed` index at the end.
+"""Shard files: inner chunks one after the other, whose shard it is, then Zarr's `sharding_indexed` index at the end.
 
 A shard in progress only grows, chunk by chunk; finishing it adds the index and makes it durable. The index is one
 (offset, size) pair of uint64 per inner chunk, then its crc32c.
@@ -63,13 +63,15 @@ class ShardWriter:
         path: Where it grows; must not exist.
         key: Its final key.
         num_chunks: Inner chunks of a whole shard.
+        identity: `ArraySpec.shard_identity`, which no chunk is.
 
     Thread-safety: none; one thread writes.
     """
 
-    def __init__(self, path: Path, key: str, num_chunks: int) -> None:
+    def __init__(self, path: Path, key: str, num_chunks: int, identity: bytes) -> None:
         self.path = path
         self.key = key
+        self._identity = identity
         self._index = np.full((num_chunks, 2), MISSING, "<u8")
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._size = 0
@@ -88,9 +90,9 @@ class ShardWriter:
         os.fdatasync(self._descriptor)
 
     def finish(self) -> ShardInfo:
-        """Add the index and make the file durable. It is complete then, and ready to be put in place."""
+        """Add identity and index, and make the file durable. It is complete then, and ready to be put in place."""
         index = self._index.tobytes()
-        self._write(index + crc32c(index).to_bytes(INDEX_CHECKSUM_BYTES, "little"))
+        self._write(self._identity + index + crc32c(index).to_bytes(INDEX_CHECKSUM_BYTES, "little"))
         os.fsync(self._descriptor)
         self.close()
         return ShardInfo(self.key, self._size, self._crc32c, self._sha256.hexdigest())
@@ -110,36 +112,46 @@ class ShardWriter:
         self._sha256.update(data)
 
 
-def whole_shard(num_chunks: int, chunks: list[bytes]) -> bytes:
-    """A complete shard holding `chunks` from chunk 0 on."""
+def whole_shard(num_chunks: int, chunks: list[bytes], identity: bytes = b"") -> bytes:
+    """A complete shard holding `chunks` from chunk 0 on; what is derived, and so can be made again, has no identity."""
     index = np.full((num_chunks, 2), MISSING, "<u8")
     sizes = np.array([len(chunk) for chunk in chunks], "<u8")
     index[: len(chunks), 0] = np.cumsum(sizes) - sizes
     index[: len(chunks), 1] = sizes
     body = index.tobytes()
-    return b"".join([*chunks, body, crc32c(body).to_bytes(INDEX_CHECKSUM_BYTES, "little")])
+    return b"".join([*chunks, identity, body, crc32c(body).to_bytes(INDEX_CHECKSUM_BYTES, "little")])
+
+
+def tail_bytes(spec: ArraySpec, identity: bytes) -> int:
+    """How much of a shard comes behind its chunks."""
+    return len(identity) + spec.chunks_per_shard * INDEX_ENTRY_BYTES + INDEX_CHECKSUM_BYTES
 
 
 class ShardIndex:
     """Where the inner chunks of one shard lie; its crc32c was checked.
 
     Args:
-        tail: The end of the file: one (offset, size) pair of uint64 per inner chunk, then the crc32c of these.
-        end: Where the index starts, so where the chunks end.
+        tail: The end of the file: the identity, one (offset, size) pair of uint64 per inner chunk, the crc32c of these.
+        end: Where the chunks end.
         max_chunk: Bytes that an inner chunk may have at most.
+        identity: What has to come first in `tail`.
 
     Raises:
-        CorruptDataError: The crc32c does not hold.
+        CorruptDataError: The crc32c does not hold, or the identity is another.
 
     Thread-safety: safe; it does not change.
     """
 
-    __slots__ = ("_end", "_max_chunk", "_tail")
+    __slots__ = ("_end", "_index", "_max_chunk")
 
-    def __init__(self, tail: bytes, end: int, max_chunk: int = MISSING) -> None:
-        if end < 0 or crc32c(tail[:-INDEX_CHECKSUM_BYTES]) != int.from_bytes(tail[-INDEX_CHECKSUM_BYTES:], "little"):
+    def __init__(self, tail: bytes, end: int, max_chunk: int = MISSING, identity: bytes = b"") -> None:
+        index, checksum = tail[len(identity) : -INDEX_CHECKSUM_BYTES], tail[-INDEX_CHECKSUM_BYTES:]
+        if end < 0 or crc32c(index) != int.from_bytes(checksum, "little"):
             raise CorruptDataError("the shard index does not hold its crc32c")
-        self._tail = tail
+        if not tail.startswith(identity):
+            found, expected = (some.decode(errors="replace").strip() for some in (tail[: len(identity)], identity))
+            raise CorruptDataError(f"another shard is in its place: it ends in {found!r}, expected {expected!r}")
+        self._index = index
         self._end = end
         self._max_chunk = max_chunk
 
@@ -149,7 +161,7 @@ class ShardIndex:
         Raises:
             CorruptDataError: It is not there, lies outside the file, or is larger than an encoder makes it.
         """
-        offset, size = place = _PLACE.unpack_from(self._tail, chunk * 16)
+        offset, size = place = _PLACE.unpack_from(self._index, chunk * 16)
         if not 0 < size <= self._end - offset:
             if offset == size == MISSING:
                 raise CorruptDataError(f"the shard index lacks chunk {chunk}")
@@ -165,28 +177,27 @@ class ShardReader:
     Args:
         file: The object.
         spec: The array that it belongs to.
+        identity: `ArraySpec.shard_identity` of the shard that it has to be; b"" of what is derived, which has none.
 
     Raises:
-        CorruptDataError: The index does not hold.
+        CorruptDataError: The index does not hold, or it is another shard.
 
     Thread-safety: safe; it does not change. The file is closed when nobody holds the reader any more.
     """
 
     __slots__ = ("_file", "_whole", "index")
 
-    def __init__(self, file: StoredFile, spec: ArraySpec) -> None:
+    def __init__(self, file: StoredFile, spec: ArraySpec, identity: bytes) -> None:
         self._file = file
         self._whole: bytes | None = None
-        index_size = spec.chunks_per_shard * _PLACE.size + INDEX_CHECKSUM_BYTES
-        end, max_chunk = file.size - index_size, max_encoded_bytes(spec)
-        if (
-            spec.chunk_steps == spec.segment_steps > 1 and end <= max_chunk
-        ):  # all but the index is one chunk: one read, not two
+        tail_size = tail_bytes(spec, identity)
+        end, max_chunk = file.size - tail_size, max_encoded_bytes(spec)
+        if spec.chunk_steps == spec.segment_steps > 1 and end <= max_chunk:  # all is one chunk: one read, not two
             self._whole = file.read(0, file.size)
             tail = self._whole[max(end, 0) :]
         else:
-            tail = file.read(max(end, 0), index_size)
-        self.index = ShardIndex(tail, end, max_chunk)
+            tail = file.read(max(end, 0), tail_size)
+        self.index = ShardIndex(tail, end, max_chunk, identity)
 
     def chunk(self, number: int) -> bytes:
         """The encoded bytes of one inner chunk."""

@@ -117,6 +117,9 @@ def require(spec: ArraySpec) -> None:
     _chain(spec)
 
 
+_BLOSC_HEADER = 16
+
+
 def check_chain(spec: ArraySpec) -> None:
     """Take a chunk of zeros through the codecs of `spec` and back.
 
@@ -200,11 +203,15 @@ def _name(codec: Any) -> str:
 
 
 def _check_blosc(spec: ArraySpec, codec: Any, data: Any) -> None:
-    """Raise CorruptDataError where a blosc header declares far more than a chunk: it allocates what it is told to."""
+    """Raise CorruptDataError where a blosc header lies: the library allocates, and reads, what it is told to."""
     if str(codec.to_dict().get("name")).endswith("blosc"):
-        declared, most = int.from_bytes(data.to_bytes()[4:8], "little"), 2 * spec.chunk_bytes + 2**16
+        packed = data.to_bytes()
+        declared, most = int.from_bytes(packed[4:8], "little"), 2 * spec.chunk_bytes + 2**16
         if declared > most:
             raise CorruptDataError(f"codec 'blosc': chunk declares {declared} bytes, expected at most {most}")
+        size = int.from_bytes(packed[12:16], "little")
+        if len(packed) < _BLOSC_HEADER or size != len(packed):
+            raise CorruptDataError(f"codec 'blosc': chunk of {len(packed)} bytes declares that it has {size}")
 
 
 def _run(codec: Any, direction: str, data: Any, chunk: ChunkSpec) -> Any:

@@ -314,7 +314,7 @@ def commit_episode(storage: Storage, uid: str) -> int:
         chunks = [
             encode_chunk(spec, values[at : at + spec.chunk_steps]) for at in range(0, num_steps, spec.chunk_steps)
         ]
-        bodies[spec.shard_key(slot, 0)] = whole_shard(spec.chunks_per_shard, chunks)
+        bodies[spec.shard_key(slot, 0)] = whole_shard(spec.chunks_per_shard, chunks, spec.shard_identity(uid, 0))
     for error in storage.put_new_many(bodies).values():
         raise error
     shards = tuple(

@@ -89,7 +89,8 @@ def seaweedfs(command: Sequence[str], folder: Path) -> Iterator[Server]:
         "credentials": [{"accessKey": _KEYS["access_key_id"], "secretKey": _KEYS["secret_access_key"]}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    config.write_text(json.dumps({"identities": [identity]}))
+    public = {"name": "anonymous", "actions": [f"Read:{BUCKET}"]}  # as a bucket that a page in a browser reads
+    config.write_text(json.dumps({"identities": [identity, public]}))
     (folder / "data").mkdir()
     arguments = [
         *("-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}"),
@@ -120,11 +121,7 @@ def fake_gcs(command: Sequence[str], folder: Path) -> Iterator[Server]:
     """An emulator of Google Cloud Storage: it does not understand the uploads of obstore, so it is only read from."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
-    account = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": "", "private_key": ""}
-    options = {
-        "service_account_key": json.dumps(account | {"private_key_id": ""}),
-        "client_options": {"allow_http": True},
-    }
+    options = _gcs_options(endpoint)
 
     def post(path: str, body: bytes, kind: str) -> None:
         request = urllib.request.Request(f"{endpoint}/{path}", body, {"Content-Type": kind})  # noqa: S310 - http
@@ -142,7 +139,28 @@ def fake_gcs(command: Sequence[str], folder: Path) -> Iterator[Server]:
         yield Server(f"gs://{BUCKET}", options, put)
 
 
-SERVERS: dict[str, Callable[..., Any]] = {"moto": moto, "seaweedfs": seaweedfs, "azurite": azurite}
+@contextmanager
+def simulated_gcs(command: Sequence[str], folder: Path) -> Iterator[Server]:
+    """Our own simulation of the interface of Google Cloud Storage that obstore speaks."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    with _process([*command, str(port)], folder):
+        _until_ready(lambda: urllib.request.urlopen(f"{endpoint}/{BUCKET}?list-type=2", timeout=10).close())  # noqa: S310
+        yield Server(f"gs://{BUCKET}", _gcs_options(endpoint))
+
+
+def _gcs_options(endpoint: str) -> dict[str, Any]:
+    account = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": "", "private_key": ""}
+    key = json.dumps(account | {"private_key_id": ""})
+    return {"service_account_key": key, "client_options": {"allow_http": True}}
+
+
+SERVERS: dict[str, Callable[..., Any]] = {
+    "moto": moto,
+    "seaweedfs": seaweedfs,
+    "azurite": azurite,
+    "simulated-gcs": simulated_gcs,
+}
 READ_ONLY: dict[str, Callable[..., Any]] = {"fake-gcs": fake_gcs}
 
 
@@ -161,6 +179,8 @@ def free_port() -> int:
 
 def _command(name: str) -> list[str]:
     beside = Path(sys.executable).parent
+    if name == "simulated-gcs":
+        return [sys.executable, str(Path(__file__).with_name("simulated_gcs.py"))]
     if name == "azurite":
         script = _ROOT / "tests/cloud/azurite/node_modules/azurite/dist/src/blob/main.js"
         node = shutil.which("node")

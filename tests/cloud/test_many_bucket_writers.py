@@ -44,7 +44,7 @@ def run(server: servers.Server, writers: int, episodes: int, *, seed: int) -> st
     rng = random.Random(seed)  # noqa: S311 - who dies when
     url = f"{server.url}/writers-{seed}/data.zarr"
     salus.create(url, SCHEMA, storage_options=server.options)
-    doomed = {number: rng.randint(1, episodes - 1) for number in rng.sample(range(writers), max(1, writers // 10))}
+    doomed = {number: rng.randint(1, episodes - 1) for number in rng.sample(range(writers), -(-writers // 10))}
     committed: dict[str, tuple[int, int]] = {}
 
     def watch(number: int) -> None:

@@ -21,7 +21,7 @@ import pytest
 import salus
 from salus import documents
 from salus.layout import array_specs, claim_key, journal_key
-from salus.recorder.journal import is_alive, read_journal
+from salus.recorder.journal import JournalWriter, is_alive, read_journal
 from salus.recorder.recovery import RecoveryReport
 
 from .scenario import SCHEMA, make_episode
@@ -93,6 +93,25 @@ def test_a_journal_without_a_whole_frame_is_aborted(path: Path) -> None:
     assert [found.action for found in salus.recover(path).episodes] == ["aborted"]
     assert len(salus.open(path)) == 0
     assert salus.open(path).unfinished() == []
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_an_array_in_the_wrong_member_of_a_frame_is_not_understood(path: Path, twice: bool) -> None:
+    journal = dead(path, 3)
+    frames = list(read_journal(journal))
+    journal.unlink()
+    writer = JournalWriter(journal.parent)
+    for frame in frames:
+        if frame.document["type"] == "steps":
+            frame.document["texts"]["states"] = ["0"] * frame.document["count"]
+            if not twice:
+                del frame.document["arrays"]["states"]
+        writer.add(frame.document, frame.rows)
+    writer.close()
+    [found] = salus.recover(path).episodes
+    assert found.action == "left"
+    assert "a frame is not understood" in found.reason
+    assert "('states', 'texts')" in found.reason
 
 
 @pytest.mark.parametrize("zeros", [8, 9, 4096])

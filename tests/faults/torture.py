@@ -118,7 +118,7 @@ TRIALS = (
         "bit flips",
         "Bits of every file of a small dataset flipped, of each byte so many percent, every file cut to every length, "
         "shards and records exchanged: `salus verify` finds all that changes committed data, and calls it damage; what "
-        "is built from it, it calls derived; no changed bit is read without an error",
+        "is built from it, it calls derived; nothing that was changed is read without an error",
         "test_bit_flips",
         (100,),
         seeds=lambda _: "seed 0",

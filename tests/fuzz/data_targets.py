@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 import struct
 from contextlib import suppress
@@ -35,7 +36,7 @@ from salus.recorder.recovery import Found
 from salus.recorder.replay import check_finished, open_parts, read_start, replay
 from salus.recorder.salvaged_statistics import read_statistics
 from salus.schema import STEP, Schema
-from salus.shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, ShardReader
+from salus.shards import INDEX_CHECKSUM_BYTES, ShardReader, tail_bytes
 from salus.storage import LocalStorage
 from salus.verification.shards import ExpectedShard, InMemory, check_shards
 
@@ -68,10 +69,15 @@ _SHARDS = {  # by array: the kind of codec, and the weight
 }
 
 
+_UID = "u"
+_IDENTITY = re.compile(rb"\nsalus [-0-9a-f]{36} [^ ]+ [0-9]+\n")
+
+
 def shard_targets(examples: Examples) -> list[Target]:
     targets = []
     for name, (kind, weight) in _SHARDS.items():
-        spec, seeds = examples.specs[name], tuple(examples.shards(name))
+        spec = examples.specs[name]
+        seeds = tuple(_IDENTITY.sub(spec.shard_identity(_UID, 0), body) for body in examples.shards(name))
         mutate = tolerant(partial(_mutate_shard, spec), seeds)
         targets.append(Target(f"shard.{kind}", seeds, mutate, partial(_run_shard, spec), weight))
     targets.append(_zarr_codecs(examples))
@@ -79,11 +85,11 @@ def shard_targets(examples: Examples) -> list[Target]:
 
 
 def _mutate_shard(spec: ArraySpec, data: bytes, rng: random.Random) -> bytes:
-    size = spec.chunks_per_shard * INDEX_ENTRY_BYTES
-    end = len(data) - size - INDEX_CHECKSUM_BYTES
+    identity = spec.shard_identity(_UID, 0)
+    end, start = len(data) - tail_bytes(spec, identity), len(data) - tail_bytes(spec, b"")
     if end < 0:
         raise ValueError("no shard")
-    numbers = list(struct.unpack(f"<{2 * spec.chunks_per_shard}Q", data[end : end + size]))
+    numbers = list(struct.unpack(f"<{2 * spec.chunks_per_shard}Q", data[start:-INDEX_CHECKSUM_BYTES]))
     chunks = [
         data[offset : offset + length] if offset + length <= end else None
         for offset, length in zip(numbers[::2], numbers[1::2], strict=True)
@@ -104,7 +110,7 @@ def _mutate_shard(spec: ArraySpec, data: bytes, rng: random.Random) -> bytes:
         near = (len(body), len(body) + 1, numbers[place] + 1, numbers[place] - 1, 2**64 - 1, 2**64 - 4)
         numbers[place] = rng.choice((*near, *INTEGERS)) % 2**64
     tail = with_crc32c(struct.pack(f"<{len(numbers)}Q", *numbers))
-    shard = body + tail
+    shard = body + (identity if rng.random() < 0.98 else mutate_bytes(identity, rng, times=1)) + tail
     return mutate_bytes(shard, rng, times=1) if rng.random() < 0.03 else shard
 
 
@@ -129,9 +135,9 @@ def _mutate_marker(packed: bytes, rng: random.Random) -> bytes:
 def _run_shard(spec: ArraySpec, body: bytes) -> None:
     problem: SalusError | None = None
     file = InMemory(body)
-    checked = check_shards(Objects({spec.shard_key(0, 0): body}), spec, [_expected(body)], uid="u", slot=0, length=4)
+    checked = check_shards(Objects({spec.shard_key(0, 0): body}), spec, [_expected(body)], uid=_UID, slot=0, length=4)
     _ = [plain(finding) for finding in checked.findings]
-    reader = ShardReader(file, spec)
+    reader = ShardReader(file, spec, spec.shard_identity(_UID, 0))
     for chunk in range(spec.chunks_per_shard):
         try:
             decode_chunk(spec, reader.chunk(chunk)).tolist()
@@ -155,7 +161,7 @@ def _zarr_codecs(examples: Examples) -> Target:
     seeds = []
     for name in ("lidar", "zipped"):
         spec = examples.specs[name]
-        chunk = ShardReader(InMemory(examples.shards(name)[0]), spec).chunk(0)[:-4]
+        chunk = ShardReader(InMemory(examples.shards(name)[0]), spec, b"").chunk(0)[:-4]
         seeds.append(to_text({"chain": json.loads(spec.chain), "chunk": chunk.hex()}))
     seeds.append(to_text({"chain": [{"name": "imagecodecs_jpeg", "configuration": {"level": 9}}], "chunk": ""}))
 
@@ -261,7 +267,7 @@ def journal_target(examples: Examples) -> Target:
         with suppress(CorruptDataError):  # as if the shards had been exchanged, too; gzip puts the time into them
             check_finished(storage, storage, journal)
         found = Found(
-            journal, {name: open_parts(storage, storage, slot, clock) for name, clock in journal.clocks.items()}
+            journal, {name: open_parts(storage, storage, journal, clock) for name, clock in journal.clocks.items()}
         )
         statistics, _ = read_statistics(storage, schema, journal, found.parts, found.counts)
         _ = found.lost_steps

@@ -280,13 +280,18 @@ def with_crc32c(data: bytes) -> bytes:
     return data + crc32c(data).to_bytes(4, "little")
 
 
+_ATTEMPTS = 20
+
+
 def tolerant(mutate: Mutator, seeds: Sequence[bytes]) -> Mutator:
     """A mutator that takes a seed where an input has a form that it does not understand."""
 
     def either(data: bytes, rng: random.Random) -> bytes:
-        try:
-            return mutate(data, rng)
-        except (ValueError, IndexError, RecursionError, OverflowError, SalusError):
-            return mutate(rng.choice(seeds), rng)
+        for start in (data, *rng.choices(seeds, k=_ATTEMPTS)):
+            try:
+                return mutate(start, rng)
+            except (ValueError, IndexError, RecursionError, OverflowError, SalusError):
+                continue
+        return data
 
     return either

@@ -203,8 +203,7 @@ def a_shard_of_a_terabyte_of_holes(path: Path) -> None:
 @attack(r"chunk 0 has .* bytes, expected at most", unaffected=False)
 def a_chunk_of_a_gigabyte_of_holes(path: Path) -> None:
     size = 2**30
-    shard = shard_of([(0, size)], b"")
-    replace_shard(path, "states", shard)
+    shard = replace_shard(path, "states", shard_of([(0, size)], b""))
     sparse(path / STATES, size)
     with (path / STATES).open("ab") as file:
         file.write(shard)

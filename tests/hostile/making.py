@@ -15,6 +15,7 @@ from salus import documents
 from salus.codecs import crc32c
 from salus.layout import array_specs, record_key, schema_key
 from salus.schema import Schema
+from salus.shards import tail_bytes
 
 BOMB_BYTES = 400_000_000
 Change = Callable[[Path], object]
@@ -84,12 +85,16 @@ def edit_schema(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     reseal(path / schema_key(0), lambda document: edit(document["schema"]))
 
 
-def replace_shard(path: Path, name: str, body: bytes, slot: int = 1) -> None:
-    """Another shard, with a record that vouches for it."""
+def replace_shard(path: Path, name: str, body: bytes, slot: int = 1) -> bytes:
+    """Another shard, which says that it is the right one, with a record that vouches for it; returns it."""
     import hashlib
 
     schema = Schema.from_json(documents.unseal((path / schema_key(0)).read_bytes(), key="")["schema"])
-    key = array_specs(schema)[name].shard_key(slot, 0)
+    spec = array_specs(schema)[name]
+    key = spec.shard_key(slot, 0)
+    uid = documents.unseal((path / record_key(slot)).read_bytes(), key="")["uid"]
+    index = max(len(body) - tail_bytes(spec, b""), 0)
+    body = body[:index] + spec.shard_identity(uid, 0) + body[index:]
     (path / key).write_bytes(body)
 
     def vouch(record: dict[str, Any]) -> None:
@@ -98,6 +103,7 @@ def replace_shard(path: Path, name: str, body: bytes, slot: int = 1) -> None:
                 shard.update(size=len(body), crc32c=crc32c(body), sha256=hashlib.sha256(body).hexdigest())
 
     edit_record(path, vouch, slot)
+    return body
 
 
 def shard_of(chunks: list[tuple[int, int]], data: bytes) -> bytes:

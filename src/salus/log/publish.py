@@ -252,7 +252,7 @@ def _read_stamps(storage: Storage, spec: ArraySpec, entry: Entry) -> np.ndarray:
         opened = storage.open_shard(key)
         if opened is None:
             raise CorruptDataError(f"publish: episode {entry.uid}: the shard is missing; {key}")
-        parts.append(decode_chunk(spec, ShardReader(opened, spec).chunk(0)))
+        parts.append(decode_chunk(spec, ShardReader(opened, spec, spec.shard_identity(entry.uid, segment)).chunk(0)))
     return np.concatenate(parts)[: entry.num_steps]
 
 

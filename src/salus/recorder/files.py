@@ -96,6 +96,7 @@ class EpisodeFiles:
         uploads: Uploads | None = None,
     ) -> None:
         self.slot = slot
+        self._uid: str = start["uid"]
         self._storage = storage
         self._spool = spool
         self._uploads = uploads
@@ -321,7 +322,8 @@ class EpisodeFiles:
             spec = self._specs[name]
             segment = self._clocks[spec.clock].segment
             path = progress_path(self._spool, self.slot, name, segment)
-            shard = ShardWriter(path, spec.shard_key(self.slot, segment), spec.chunks_per_shard)
+            key, identity = spec.shard_key(self.slot, segment), spec.shard_identity(self._uid, segment)
+            shard = ShardWriter(path, key, spec.chunks_per_shard, identity)
             self._shards[name] = shard
             self._new_files = True
         return shard

@@ -82,7 +82,10 @@ class EndedEpisode:
                 ]
                 for first in range(0, len(rows), spec.segment_steps)
             ]
-        return [whole_shard(spec.chunks_per_shard, segment) for segment in segments]
+        return [
+            whole_shard(spec.chunks_per_shard, chunks, spec.shard_identity(self.record.uid, segment))
+            for segment, chunks in enumerate(segments)
+        ]
 
 
 class GroupWriter:

@@ -249,8 +249,7 @@ class _Recoverer:
         try:
             spooled = check_finished(self._storage, self._spool, journal)
             parts = {
-                name: open_parts(self._storage, self._spool, claim.slot, clock)
-                for name, clock in journal.clocks.items()
+                name: open_parts(self._storage, self._spool, journal, clock) for name, clock in journal.clocks.items()
             }
         except CorruptDataError as error:
             return self._abort(claim, str(error), lost_steps=journal.num_steps, stopped_ns=stopped_ns)
@@ -283,7 +282,7 @@ class _Recoverer:
             try:
                 for name, clock in journal.clocks.items():
                     count = found.counts[name]
-                    shards += [self._put_shard(part, claim.slot, clock, count) for part in found.parts[name] if count]
+                    shards += [self._put_shard(part, claim, clock, count) for part in found.parts[name] if count]
             except AlreadyExistsError as error:
                 return _left(claim, f"another process wrote into it in this moment: {error}")
             except OSError as error:
@@ -325,18 +324,18 @@ class _Recoverer:
             tuple(remarks),
         )
 
-    def _put_shard(self, part: Part, slot: int, clock: Clock, count: int) -> ShardInfo:
+    def _put_shard(self, part: Part, claim: Claim, clock: Clock, count: int) -> ShardInfo:
         """Put the shard of one array in place, or adopt the one that is."""
         spec, number = part.spec, len(clock.finished)
-        key = spec.shard_key(slot, number)
+        key = spec.shard_key(claim.slot, number)
         if part.in_place and part.file is not None:
             self._storage.sync(key.rpartition("/")[0])
             return describe(key, part.file)
-        folder = self._spool.checked_folder(f"{journal_folder(slot)}/recovered")
+        folder = self._spool.checked_folder(f"{journal_folder(claim.slot)}/recovered")
         folder.mkdir(exist_ok=True)
         path = folder / f"{spec.name}.{number}.shard"
         path.unlink(missing_ok=True)  # of a recoverer that died
-        shard = ShardWriter(path, key, spec.chunks_per_shard)
+        shard = ShardWriter(path, key, spec.chunks_per_shard, spec.shard_identity(claim.uid, number))
         try:
             if part.file is not None:
                 for step, place in enumerate(clock.open.places[spec.name][:count]):

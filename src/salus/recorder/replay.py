@@ -109,6 +109,12 @@ class Journal:
         return slot
 
     @property
+    def uid(self) -> str:
+        """The episode."""
+        uid: str = self.start["uid"]
+        return uid
+
+    @property
     def num_steps(self) -> int:
         """Steps that it tells of, on all clocks."""
         return sum(clock.num_steps for clock in self.clocks.values())
@@ -192,6 +198,10 @@ def _add(slot: int, clock: Clock, frame: Frame) -> None:
     first, count = document["first"], document["count"]
     if first != number * segment_steps + segment.count or not 0 < count <= segment_steps - segment.count:
         raise ValueError(f"{count} steps from {first} on, after {segment.count} of segment {number}")
+    found = sorted((name, kind) for kind in ("arrays", "chunks", "texts") for name in document[kind])
+    expected_kinds = sorted((name, _kind(spec)) for name, spec in specs.items())
+    if found != expected_kinds:
+        raise ValueError(f"arrays {found}, expected {expected_kinds}")
     place = 0
     for name in sorted(document["arrays"]):
         size = document["arrays"][name]
@@ -209,11 +219,15 @@ def _add(slot: int, clock: Clock, frame: Frame) -> None:
         ):
             raise ValueError(f"{len(pairs)} chunks of {name!r} for {count} steps")
         segment.places.setdefault(name, []).extend(pairs)
-    found = segment.rows.keys() | segment.places.keys()
-    if found != specs.keys() or any((specs[name].chunk_steps == 1) != (name in segment.places) for name in found):
-        raise ValueError(f"arrays {sorted(found)}, expected {sorted(specs)}")
     segment.count += count
     clock.timestamp_source, clock.dropped_images = source, dropped
+
+
+def _kind(spec: ArraySpec) -> str:
+    """The member of a frame of steps that holds an array."""
+    if spec.chunk_steps == 1:
+        return "chunks"
+    return "texts" if spec.is_text else "arrays"
 
 
 @dataclass
@@ -263,31 +277,31 @@ def progress_path(spool: LocalStorage, slot: int, name: str, segment: int) -> Pa
     return spool.path(journal_key(slot)).with_name(f"{name}.{segment}.shard")
 
 
-def open_parts(storage: Storage, spool: LocalStorage, slot: int, clock: Clock) -> list[Part]:
+def open_parts(storage: Storage, spool: LocalStorage, journal: Journal, clock: Clock) -> list[Part]:
     """The arrays of the segment that was being recorded on a clock, and how many steps of each are whole.
 
     Raises:
         CorruptDataError: A shard in place does not agree with the journal.
     """
-    parts = [_part(storage, spool, slot, clock, spec) for spec in clock.specs.values()]
+    parts = [_part(storage, spool, journal, clock, spec) for spec in clock.specs.values()]
     count = min(part.count for part in parts)
     for part in parts if count else ():
         if part.spec.chunk_steps != 1:
-            _check_rows_in_place(part, slot, clock, count)
+            _check_rows_in_place(part, journal, clock, count)
     return parts
 
 
-def _part(storage: Storage, spool: LocalStorage, slot: int, clock: Clock, spec: ArraySpec) -> Part:
+def _part(storage: Storage, spool: LocalStorage, journal: Journal, clock: Clock, spec: ArraySpec) -> Part:
     number, segment = len(clock.finished), clock.open
-    key = spec.shard_key(slot, number)
+    key = spec.shard_key(journal.slot, number)
     placed = storage.open_shard(key)
     if spec.chunk_steps != 1:
         return Part(spec, placed, placed is not None, segment.count)
     places = segment.places.get(spec.name, [])
     if placed is None:
-        file = _in_progress(progress_path(spool, slot, spec.name, number))
+        file = _in_progress(progress_path(spool, journal.slot, spec.name, number))
         return Part(spec, file, False, 0 if file is None else _whole_chunks(file, places))
-    index = ShardReader(placed, spec).index
+    index = read_shard(placed, spec, journal, number).index
     for chunk, place in enumerate(places):
         try:
             found = index.place(chunk)
@@ -299,7 +313,7 @@ def _part(storage: Storage, spool: LocalStorage, slot: int, clock: Clock, spec: 
     return Part(spec, placed, True, _whole_chunks(placed, places))
 
 
-def _check_rows_in_place(part: Part, slot: int, clock: Clock, count: int) -> None:
+def _check_rows_in_place(part: Part, journal: Journal, clock: Clock, count: int) -> None:
     """Raise CorruptDataError unless the first `count` rows of a shard in place are those of the journal.
 
     Only of arrays with many steps per chunk.
@@ -307,13 +321,27 @@ def _check_rows_in_place(part: Part, slot: int, clock: Clock, count: int) -> Non
     spec, segment = part.spec, clock.open
     if part.file is None:
         return
-    key = spec.shard_key(slot, len(clock.finished))
-    found, expected = read_rows(ShardReader(part.file, spec), spec, count), segment.values(spec.name, count)
+    number = len(clock.finished)
+    key = spec.shard_key(journal.slot, number)
+    reader = read_shard(part.file, spec, journal, number)
+    found, expected = read_rows(reader, spec, count), segment.values(spec.name, count)
     if spec.codec == "zarr":
         return  # a codec of the user's own, which may be lossy: its checksum has to do
     same = list(found) == list(expected) if spec.is_text else found.tobytes() == expected.tobytes()
     if not same:
         raise CorruptDataError(f"shard: its rows are not those of the journal; {key}")
+
+
+def read_shard(file: StoredFile, spec: ArraySpec, journal: Journal, segment: int) -> ShardReader:
+    """A shard that is in place.
+
+    Raises:
+        CorruptDataError: Its index does not hold, or it is another shard.
+    """
+    try:
+        return ShardReader(file, spec, spec.shard_identity(journal.uid, segment))
+    except CorruptDataError as error:
+        raise CorruptDataError(f"shard: {error}; {spec.shard_key(journal.slot, segment)}") from error
 
 
 def read_rows(reader: ShardReader, spec: ArraySpec, count: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from ..schema import Schema
 from ..shards import ShardReader
 from ..statistics import EpisodeStatistics, described
 from ..storage import Storage
-from .replay import Clock, Journal, Part, read_rows
+from .replay import Clock, Journal, Part, read_rows, read_shard
 
 
 def read_statistics(
@@ -41,7 +41,7 @@ def read_statistics(
     failed: dict[str, str] = {}
     for name in described(schema):
         made, clock = EpisodeStatistics(schema, [name]), schema.features[name].clock
-        steps = _Steps(storage, journal.slot, journal.clocks[clock], parts[clock], counts[clock])
+        steps = _Steps(storage, journal, journal.clocks[clock], parts[clock], counts[clock])
         arrays = [name, f"{name}.valid"] if schema.features[name].nullable else [name]
         try:
             for batch in steps.batches(arrays):
@@ -56,9 +56,9 @@ def read_statistics(
 class _Steps:
     """The steps of the episode: of finished segments from their shards, of the last one from its parts."""
 
-    def __init__(self, storage: Storage, slot: int, clock: Clock, parts: list[Part], count: int) -> None:
+    def __init__(self, storage: Storage, journal: Journal, clock: Clock, parts: list[Part], count: int) -> None:
         self._storage = storage
-        self._slot = slot
+        self._journal = journal
         self._clock = clock
         self._parts = {part.spec.name: part for part in parts}
         self._count = count
@@ -101,8 +101,8 @@ class _Steps:
             yield decode_chunk(spec, chunk)
 
     def _shard(self, spec: ArraySpec, segment: int) -> ShardReader:
-        key = spec.shard_key(self._slot, segment)
+        key = spec.shard_key(self._journal.slot, segment)
         opened = self._storage.open_shard(key)
         if opened is None:
             raise CorruptDataError(f"shard: it went missing; {key}")
-        return ShardReader(opened, spec)
+        return read_shard(opened, spec, self._journal, segment)

@@ -21,7 +21,7 @@ from ..log.publish import decode_index, publish
 from ..log.records import Record
 from ..log.snapshot import read_record
 from ..schema import LENGTH, STEP, length_name
-from ..shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, ShardReader
+from ..shards import ShardReader, tail_bytes
 from ..storage import Found, Storage, StoredFile
 from .log import Log
 from .report import Finding, Findings, Kind, check_reach, damage, said
@@ -139,7 +139,7 @@ class Comparison:
 
     def _same_shard(self, key: str, body: bytes, expected: bytes) -> bool:
         spec = self._specs[key.rpartition("/")[0]]
-        shard, wanted = (ShardReader(InMemory(some), spec) for some in (body, expected))
+        shard, wanted = (ShardReader(InMemory(some), spec, b"") for some in (body, expected))
         unused = len(body)
         for chunk in range(spec.chunks_per_shard):
             try:
@@ -150,7 +150,7 @@ class Comparison:
             if not np.array_equal(decode_chunk(spec, found), decode_chunk(spec, encoded), equal_nan=True):
                 return False
             unused -= len(found)
-        return unused == spec.chunks_per_shard * INDEX_ENTRY_BYTES + INDEX_CHECKSUM_BYTES
+        return unused == tail_bytes(spec, b"")
 
 
 class _Publication:

@@ -15,7 +15,7 @@ from ..codecs import check_chunk, decode_chunk, max_encoded_bytes
 from ..errors import CorruptDataError, SalusError
 from ..layout import ArraySpec
 from ..schema import stamps_name
-from ..shards import INDEX_CHECKSUM_BYTES, INDEX_ENTRY_BYTES, MISSING, ShardIndex
+from ..shards import INDEX_ENTRY_BYTES, MISSING, ShardIndex, tail_bytes
 from ..storage import Storage, StoredFile
 from .report import RESTORE, Finding, check_reach, said
 
@@ -92,7 +92,7 @@ def check_shards(
                 found.findings.append(finding("its size", got, expected, _REMEDY))
                 continue
             found.bytes_read += file.size
-            content = _read(file, spec, count)
+            content = _read(file, spec, count, spec.shard_identity(uid, segment))
         except SalusError as error:
             check_reach(storage, error)
             found.findings.append(finding(said(error, key), remedy=_REMEDY))
@@ -107,7 +107,7 @@ def check_shards(
         first = segment * spec.segment_steps
         where = f"steps {first} .. {first + count - 1}"
         if content.sha256 != sha256:
-            failed = "; ".join(_few(problems)) or "other content, whose own checksums hold: exchanged, or old"
+            failed = "; ".join(_few(problems)) or "other content, whose own checksums hold"
             got, expected = f"sha256 {content.sha256}", sha256
             found.findings.append(finding(f"{where}: {failed}", got, expected, _REMEDY))
         elif problems:  # as it was recorded, so no copy helps
@@ -117,21 +117,22 @@ def check_shards(
     return found
 
 
-def _read(file: StoredFile, spec: ArraySpec, count: int) -> _Content:
-    """Read a shard once: sha256 over the whole, the index, and crc32c and declared size of every chunk."""
-    index_size = spec.chunks_per_shard * INDEX_ENTRY_BYTES + INDEX_CHECKSUM_BYTES
-    end = file.size - index_size
+def _read(file: StoredFile, spec: ArraySpec, count: int, identity: bytes) -> _Content:
+    """Read a shard once: sha256 over the whole, identity, index, and crc32c and declared size of every chunk."""
+    tail_size = tail_bytes(spec, identity)
+    end = file.size - tail_size
     if end < 0:
-        raise CorruptDataError(f"{file.size} bytes, expected at least the {index_size} of its index")
+        raise CorruptDataError(f"{file.size} bytes, expected at least the {tail_size} of its identity and index")
     sha256, problems, values = hashlib.sha256(), [], []
     if file.size <= BLOCK_BYTES:
         whole = file.read(0, file.size)
         file, tail = InMemory(whole), whole[end:]
     else:
         file.prefetch(0, file.size)
-        tail = file.read(end, index_size)
+        tail = file.read(end, tail_size)
     try:
-        places = _places(ShardIndex(tail, end, max_encoded_bytes(spec)), spec, tail, count)
+        index = ShardIndex(tail, end, max_encoded_bytes(spec), identity)
+        places = _places(index, spec, tail[len(identity) :], count)
     except CorruptDataError as error:
         places, problems = [], [str(error)]
     decoded = _is_decoded(spec)
@@ -159,11 +160,11 @@ def _read(file: StoredFile, spec: ArraySpec, count: int) -> _Content:
     return _Content(sha256.hexdigest(), problems, values)
 
 
-def _places(index: ShardIndex, spec: ArraySpec, tail: bytes, count: int) -> list[tuple[int, int, int]]:
+def _places(index: ShardIndex, spec: ArraySpec, entries: bytes, count: int) -> list[tuple[int, int, int]]:
     """Offset, size and number of all chunks that are there, by place; those of `count` steps have to be."""
     places = []
     for chunk in range(spec.chunks_per_shard):
-        entry = tail[chunk * INDEX_ENTRY_BYTES :][:INDEX_ENTRY_BYTES]
+        entry = entries[chunk * INDEX_ENTRY_BYTES :][:INDEX_ENTRY_BYTES]
         if chunk * spec.chunk_steps < count or entry != _NO_CHUNK:
             places.append((*index.place(chunk), chunk))
     places.sort()

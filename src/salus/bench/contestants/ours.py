@@ -108,7 +108,7 @@ class DecodingAlone(Contestant):
                         file = dataset.storage.open_shard(spec.shard_key(dataset[episode].slot, segment))
                         if file is None:
                             raise UnsupportedError("a shard is missing")
-                        shards[key] = ShardReader(file, spec)
+                        shards[key] = ShardReader(file, spec, spec.shard_identity(dataset[episode].uid, segment))
                     frames.append(shards[key].chunk(chunk)[:-4])
                 starts = range(0, len(frames), self.at_once)
                 batch.append([b"".join(frames[start : start + self.at_once]) for start in starts])
