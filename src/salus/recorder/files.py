@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..codecs import encode_chunk
-from ..errors import AlreadyExistsError, EpisodeFencedError, RecordingError, SalusError
+from ..errors import AlreadyExistsError, CommitUnknownError, EpisodeFencedError, RecordingError, SalusError
 from ..layout import ArraySpec, journal_folder, record_key
 from ..log.entries import Entry
 from ..log.records import Record
@@ -100,7 +100,7 @@ class EpisodeFiles:
         self._spool = spool
         self._uploads = uploads
         self._uploading: list[Upload] = []
-        self._ends = self._dropped = False
+        self._ends = self._dropped = self._hurries = False
         self._specs = specs
         self._clocks = {spec.clock: _Clock(spec.clock, spec.segment_steps) for spec in specs.values()}
         self._folder = spool.checked_folder(journal_folder(slot))
@@ -219,7 +219,6 @@ class EpisodeFiles:
 
         Raises:
             EpisodeFencedError: Another process put other bytes in place.
-            CommitUnknownError: The spool is full, and the bucket was out of reach for as long as a commit may wait.
         """
         for name, values in rows.items():
             spec, shard = self._specs[name], self._shard(name)
@@ -250,9 +249,21 @@ class EpisodeFiles:
         }
         self._add_frame(frame)
         state.segment += 1
-        if self._uploads is not None and not self._uploads.has_room:
-            self._flush()  # nothing that was written waits with it
-            self._uploads.wait_for_room(lambda: self._dropped)
+
+    def wait_for_room(self) -> None:
+        """Wait while too much waits in the spool, unless the episode ends.
+
+        Raises:
+            CommitUnknownError: The bucket was out of reach for as long as a commit may wait; it is waited for no more.
+        """
+        if self._uploads is None or self._uploads.has_room:
+            return
+        self._flush()  # nothing that was written waits with it
+        try:
+            self._uploads.wait_for_room(lambda: self._hurries)
+        except CommitUnknownError:
+            self._hurries = True
+            raise
 
     def _place(self, shard: ShardWriter) -> None:
         try:
@@ -268,11 +279,19 @@ class EpisodeFiles:
             EpisodeFencedError: Another process decided the slot first.
             CommitUnknownError: The storage did not say, or the bucket was out of reach for too long.
         """
+        if self._uploads is not None:
+            self._flush()  # the spool has all of it, whatever becomes of the bucket
         return self._decided(replace(record, shards=tuple(self._finished)).to_bytes(), self._uploading)
 
     def abort(self, record: Record) -> Future[Entry]:
         """Write an aborted record, and remove what was in progress. Finished shards stay for garbage collection."""
         return self._decided(record.to_bytes(), [])
+
+    def hurry(self, hurries: bool) -> None:
+        """Whether the episode ends, and waits for no room in the spool. Called on any thread; waits for nothing."""
+        self._hurries = hurries
+        if hurries and self._uploads is not None:
+            self._uploads.ask_again()
 
     def drop_uploads(self) -> None:
         """Upload nothing more: the episode will be aborted. Called on any thread; waits for nothing."""
@@ -282,7 +301,6 @@ class EpisodeFiles:
 
     def _decided(self, body: bytes, uploading: list[Upload]) -> Future[Entry]:
         if self._uploads is not None:
-            self._flush()  # the spool has all of it, whatever becomes of the bucket
             self._ends = True
             return self._uploads.decide(uploading, lambda: self._decide(body))
         decided: Future[Entry] = Future()

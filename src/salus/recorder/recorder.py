@@ -116,6 +116,7 @@ class Recorder:
         self._vectors: list[VectorRecorder] = []
         self._threads = threads
         self._lock = threading.Lock()
+        self._claiming = threading.Lock()  # of its own: a claim may wait for a bucket, and nobody else with it
         self._next_slot = 0
         self._closed = False
         self._on_interrupt: OnInterrupt = on_interrupt
@@ -185,7 +186,7 @@ class Recorder:
 
     def _start(self, metadata: dict[str, Any], pools: Mapping[str, BufferPool]) -> EpisodeWriter:
         uid = new_uid()
-        with self._lock:
+        with self._claiming:
             slot = claim_slot(
                 self._storage, uid, hint=self._next_slot, spool="" if self._uploads is None else self._spool.url
             )
@@ -311,6 +312,8 @@ class Recorder:
         Raises:
             RecordingError: Episodes were still open: they are aborted, and the error says what was lost; or publishing
                 failed, which loses nothing.
+            CommitUnknownError: Of an open episode, the storage did not confirm something: it is left to
+                `salus.recover`.
         """
         lost = self._close("the recorder was closed")
         if lost:
@@ -334,7 +337,7 @@ class Recorder:
         self._abandoned.detach()
         still_open, failures = self.open_episodes, []
         ends: list[Callable[[], None]] = [
-            functools.partial(episode.discard, reason=reason)
+            functools.partial(episode.discard_or_leave, reason=reason)
             if interrupt is None
             else functools.partial(episode.end_interrupted, interrupt)
             for episode in still_open

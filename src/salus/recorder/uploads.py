@@ -124,7 +124,7 @@ class Uploads:
         """Wait while more than the capacity waits in the spool.
 
         Args:
-            is_over: Whether there is no point in it any more; `drop` has it asked again.
+            is_over: Whether there is no point in it any more; `ask_again` has it asked again.
 
         Raises:
             CommitUnknownError: It did for as long as a commit may wait.
@@ -142,6 +142,10 @@ class Uploads:
         """Nobody wants these any more."""
         for upload in uploads:
             upload.dropped.set()
+        self.ask_again()
+
+    def ask_again(self) -> None:
+        """Have who waits ask again whether there is a point in it."""
         with self._changed:
             self._changed.notify_all()
 
@@ -175,7 +179,9 @@ class Uploads:
                 upload.done.result(max(deadline - time.monotonic(), 0))
             except NotInTime:
                 raise self._not_confirmed(f"{upload.key} has not arrived") from None
-        return self._repeated(put, lambda: time.monotonic() > deadline)
+        decided = self._repeated(put, lambda: time.monotonic() > deadline)
+        self._succeeded()
+        return decided
 
     def close(self) -> None:
         """Stop; what has not arrived stays in the spool, for `salus.recover`."""
@@ -186,8 +192,7 @@ class Uploads:
     def stop(self) -> None:
         """Stop soon, without waiting for it."""
         self._stopped.set()
-        with self._changed:
-            self._changed.notify_all()
+        self.ask_again()
         for _ in self._threads:
             self._queue.put(None)
 
@@ -224,6 +229,7 @@ class Uploads:
             if not upload.dropped.is_set():
                 raise
             return False  # the episode was ended meanwhile, and its folder removed
+        self._succeeded()
         return True
 
     def _repeated(self, put: Callable[[], Value], is_over: Callable[[], bool]) -> Value:
@@ -231,26 +237,24 @@ class Uploads:
         wait_s = _FIRST_WAIT_S
         while True:
             try:
-                value = put()
-            except EpisodeFencedError:
+                return put()
+            except (EpisodeFencedError, FileNotFoundError):  # the latter: the shard is gone from the spool
                 raise
-            except SalusError as error:
-                self._failed(error)
+            except Exception as error:  # whatever it is, such as too many open files: the spool has it still
+                why = str(error) if isinstance(error, SalusError) else repr(error)
+                self._failed(why)
                 with self._changed:
                     if self._changed.wait_for(lambda: self._stopped.is_set() or is_over(), wait_s):
-                        raise self._not_confirmed(str(error)) from error
+                        raise self._not_confirmed(why) from error
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-            else:
-                self._succeeded()
-                return value
 
-    def _failed(self, error: SalusError) -> None:
+    def _failed(self, why: str) -> None:
         with self._changed:
             first = not self._status.error
-            self._status = replace(self._status, failures=self._status.failures + 1, error=str(error))
+            self._status = replace(self._status, failures=self._status.failures + 1, error=why)
         if first:
             sys.stderr.write(
-                f"salus: uploading fails and is tried again, recording goes on into the spool; {error}; "
+                f"salus: uploading fails and is tried again, recording goes on into the spool; {why}; "
                 f"{self.spool.url}\n"
             )
 
@@ -264,6 +268,6 @@ class Uploads:
     def _not_confirmed(self, why: str) -> CommitUnknownError:
         last = f" ({self.status.error})" if self.status.error and self.status.error not in why else ""
         return CommitUnknownError(
-            f"the bucket did not confirm the episode in {self._within_s:.0f} s: {why}{last}; what was recorded is kept "
+            f"the bucket did not confirm the episode in {self._within_s:g} s: {why}{last}; what was recorded is kept "
             f"in {self.spool.url}, and salus.recover({self._storage.url!r}) brings it up"
         )
