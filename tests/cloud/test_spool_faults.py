@@ -21,7 +21,7 @@ from salus.storage import ObjectStorage
 from ..conftest import make_arrays, steps_of
 from . import servers
 from .conftest import Network
-from .test_recording import assert_episode, create, files_in, open_again
+from .test_recording import assert_episode, create, files_in, kill_a_recorder, open_again
 
 WITHIN_S = 20.0
 
@@ -140,3 +140,111 @@ def test_an_upload_is_repeated_whatever_kept_it(
         entry = recorder.record_episode(make_arrays(20))
         assert recorder.upload_status.failures == 4  # type: ignore[union-attr]
     assert_episode(open_again(dataset, s3)[entry.uid], make_arrays(20), 20)
+
+
+# --- recovering ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_one", [False, True])
+def test_the_spool_of_a_machine_of_the_same_name_is_not_taken_for_an_empty_one(
+    s3: servers.Server, schema: salus.Schema, spools: Path, *, has_one: bool
+) -> None:
+    dataset = create(s3, schema)
+    uid = kill_a_recorder(dataset, s3, stuck=True)
+    elsewhere = spools.rename(spools.with_name("elsewhere"))  # of this path, here is none, or another one
+    if has_one:
+        salus.Recorder(dataset).close()
+    assert [each.state for each in dataset.unfinished()] == ["other host"]
+    (left,) = salus.recover(dataset.url, storage_options=s3.options).episodes
+    assert (left.action, left.lost_steps) == ("left", None)
+    assert f"in the spool {spools}" in left.reason
+    assert "of another machine or container with the name" in left.reason
+    shutil.rmtree(spools, ignore_errors=True)
+    elsewhere.rename(spools)
+    salus.recover(dataset.url, storage_options=s3.options)
+    assert_episode(open_again(dataset, s3)[uid], make_arrays(90, 7), 90)
+
+
+def test_giving_up_an_episode_in_another_spool_is_said_to_lose_something(
+    s3: servers.Server, schema: salus.Schema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = create(s3, schema)
+    kill_a_recorder(dataset, s3, stuck=True)
+    monkeypatch.setenv("SALUS_SPOOL", str(tmp_path / "elsewhere"))
+    report = salus.recover(dataset.url, force=True, storage_options=s3.options)
+    assert [(each.action, each.lost_steps) for each in report.episodes] == [("aborted", None)]
+    assert report.something_was_lost
+    assert "its journal is in the spool" in report.episodes[0].reason
+
+
+class LateUpload:
+    """The recorder that gave up brings a shard, and removes it from the spool, while the recoverer looks at it."""
+
+    def __init__(self, spools: Path) -> None:
+        self.spools = spools
+        self.came = 0
+
+    def __call__(self, storage: ObjectStorage, key: str) -> None:
+        for path in self.spools.rglob("images.0.shard"):
+            self.came += 1
+            storage.put_new(key, path.read_bytes())
+            path.unlink()
+
+
+@pytest.mark.parametrize("step", ["open_shard", "put_new_file"])
+def test_a_recorder_that_gave_up_may_bring_a_shard_while_it_is_recovered(
+    s3: servers.Server,
+    schema: salus.Schema,
+    network: Network,
+    spools: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    dataset, arrays = create(s3, schema), make_arrays(40)
+    network.stuck = "images/"
+    with salus.Recorder(dataset, upload_within_s=0.3) as recorder, pytest.raises(CommitUnknownError):
+        recorder.record_episode(arrays)
+    network.stuck = None
+    late, done = LateUpload(spools), getattr(ObjectStorage, step)
+
+    def interrupted(storage: ObjectStorage, key: str, *args: Any) -> Any:
+        if step == "open_shard":
+            found = done(storage, key)
+            if key == "images/c.0.0.0.0.0":
+                late(storage, key)
+            return found
+        if key == "images/c.0.0.0.0.0":
+            late(storage, key)
+        return done(storage, key, *args)
+
+    monkeypatch.setattr(ObjectStorage, step, interrupted)
+    (found,) = salus.recover(dataset.url, storage_options=s3.options).episodes
+    assert late.came == 1
+    assert (found.action, found.num_steps, found.lost_steps) == ("salvaged", 40, 0)
+    assert_episode(open_again(dataset, s3)[found.uid], arrays, 40)
+
+
+def test_an_episode_that_its_recorder_discards_while_it_is_recovered_is_left(
+    s3: servers.Server, schema: salus.Schema, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = create(s3, schema)
+    with salus.Recorder(dataset, upload_within_s=0.3) as recorder:
+        episode = recorder.start()
+        for step in steps_of(make_arrays(40)):
+            episode.append(step)
+        network.stuck = "images/"
+        with pytest.raises(CommitUnknownError):
+            episode.commit()
+        network.stuck = None
+        put_new_file = ObjectStorage.put_new_file
+
+        def put(storage: ObjectStorage, key: str, source: Path) -> None:
+            if episode.state == "failed":
+                episode.discard()
+            put_new_file(storage, key, source)
+
+        monkeypatch.setattr(ObjectStorage, "put_new_file", put)
+        (found,) = salus.recover(dataset.url, storage_options=s3.options).episodes
+    assert (found.action, episode.state) == ("left", "discarded")
+    assert "ended it, in this moment" in found.reason
+    assert open_again(dataset, s3).unfinished() == []

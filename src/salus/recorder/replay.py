@@ -250,7 +250,10 @@ def check_finished(storage: Storage, spool: LocalStorage, journal: Journal) -> d
                 if file is None:
                     path = progress_path(spool, journal.slot, names[info.key], number)
                     file = _in_progress(path)
-                    spooled[info.key] = path
+                    if file is not None:
+                        spooled[info.key] = path
+                    else:  # a recorder that gave up may have brought it in this moment
+                        file = storage.open_shard(info.key)
                 found = None if file is None else describe(info.key, file)
                 if found != info:
                     what = "is missing" if found is None else "is not the one that was finished"
@@ -283,9 +286,11 @@ def _part(storage: Storage, spool: LocalStorage, slot: int, clock: Clock, spec: 
     placed = storage.open_shard(key)
     if spec.chunk_steps != 1:
         return Part(spec, placed, placed is not None, segment.count)
-    places = segment.places.get(spec.name, [])
+    places, file = segment.places.get(spec.name, []), None
     if placed is None:
         file = _in_progress(progress_path(spool, slot, spec.name, number))
+        placed = storage.open_shard(key) if file is None else None  # as in `check_finished`
+    if placed is None:
         return Part(spec, file, False, 0 if file is None else _whole_chunks(file, places))
     index = ShardReader(placed, spec).index
     for chunk, place in enumerate(places):
