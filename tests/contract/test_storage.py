@@ -305,6 +305,9 @@ def test_a_path_says_what_storage_it_is_of(tmp_path: Path) -> None:
     for url in ("ftp://host/data.zarr", "s3://", "http://host/data.zarr"):
         with pytest.raises(InvalidInputError, match=f"path: got '{url}', expected a local path, or one of s3://"):
             open_storage(url)
+    for name in ("run#1.zarr", "run?1.zarr", "run\\1.zarr"):  # else runs of all numbers go to the same place
+        with pytest.raises(InvalidInputError, match="expected a URL without"):
+            open_storage(f"s3://bucket/{name}")
     with pytest.raises(InvalidInputError, match="storage_options: got region, expected none for a local path"):
         open_storage(tmp_path, {"region": "eu"})
 

@@ -418,6 +418,11 @@ def _store(url: str, options: StorageOptions) -> ObjectStore:
     if scheme not in SCHEMES or not rest.strip("/"):
         expected = ", ".join(f"{each}://bucket/data.zarr" for each in SCHEMES)
         raise InvalidInputError(f"path: got {url!r}, expected a local path, or one of {expected}")
+    if found := sorted(set("?#\\").intersection(rest)):
+        raise InvalidInputError(
+            f"path: got {url!r} with {' and '.join(found)}, expected a URL without: ? and # would end its path, and "
+            "stores take \\ for /; take another name"
+        )
     try:
         import obstore.store
         from obstore.exceptions import BaseError
