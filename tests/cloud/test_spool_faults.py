@@ -21,6 +21,7 @@ from salus.storage import ObjectStorage
 from ..conftest import make_arrays, steps_of
 from . import servers
 from .conftest import Network
+from .proxy import Proxy
 from .test_recording import assert_episode, create, files_in, kill_a_recorder, open_again
 
 WITHIN_S = 20.0
@@ -140,6 +141,39 @@ def test_an_upload_is_repeated_whatever_kept_it(
         entry = recorder.record_episode(make_arrays(20))
         assert recorder.upload_status.failures == 4  # type: ignore[union-attr]
     assert_episode(open_again(dataset, s3)[entry.uid], make_arrays(20), 20)
+
+
+def test_commit_waits_no_longer_than_it_was_told_for_a_bucket_that_swallows_everything(
+    s3: servers.Server, schema: salus.Schema, spools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, put_new = threading.Event(), ObjectStorage.put_new
+
+    def swallowing(storage: ObjectStorage, key: str, body: bytes) -> None:
+        if key.startswith("_salus/log"):
+            answers.wait()
+        put_new(storage, key, body)
+
+    monkeypatch.setattr(ObjectStorage, "put_new", swallowing)
+    dataset = create(s3, schema)
+    with salus.Recorder(dataset, upload_within_s=0.5) as recorder:
+        recording = in_thread(recorder.record_episode, make_arrays(40))
+        assert isinstance(recording.exception(WITHIN_S), CommitUnknownError)
+        answers.set()  # so the record comes after all
+        while len(read := open_again(dataset, s3)) == 0:
+            time.sleep(0.05)
+    assert salus.recover(dataset.url, storage_options=s3.options).episodes == ()
+    assert_episode(read[0], make_arrays(40), 40)
+    assert files_in(spools) == []
+
+
+def test_starting_an_episode_without_the_bucket_is_a_recording_error(s3: servers.Server, schema: salus.Schema) -> None:
+    with Proxy(s3.options["endpoint"]) as proxy:
+        options = s3.options | {"endpoint": proxy.endpoint, "retry_config": {"max_retries": 0}}
+        dataset = create(s3._replace(options=options), schema)
+        with salus.Recorder(dataset) as recorder, proxy.outage(), pytest.raises(salus.RecordingError, match="claim"):
+            recorder.start()
+        with salus.Recorder(dataset) as recorder:
+            recorder.record_episode(make_arrays(20))
 
 
 # --- recovering ---------------------------------------------------------------------------------------------------

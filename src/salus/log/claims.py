@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from .. import documents
-from ..errors import AlreadyExistsError, CorruptDataError, SalusError
+from ..errors import AlreadyExistsError, CorruptDataError, RecordingError, SalusError, StorageError
 from ..layout import PRIVATE, SLOTS_PER_FOLDER, claim_key, number_in
 from ..storage import Storage
 from .records import is_uid
@@ -135,11 +135,14 @@ def claimed_slots(storage: Storage, first_slot: int = 0) -> list[int]:
 
 
 def _first_unclaimed(storage: Storage) -> int:
-    folders = [number for name in storage.list(f"{PRIVATE}/claims") if (number := number_in(name)) is not None]
-    if not folders:
-        return 0
-    last = max(folders)
-    slots = [slot for name in storage.list(f"{PRIVATE}/claims/{last}") if (slot := number_in(name)) is not None]
+    try:
+        folders = [number for name in storage.list(f"{PRIVATE}/claims") if (number := number_in(name)) is not None]
+        if not folders:
+            return 0
+        last = max(folders)
+        slots = [slot for name in storage.list(f"{PRIVATE}/claims/{last}") if (slot := number_in(name)) is not None]
+    except StorageError as error:
+        raise RecordingError(f"claim a slot: {error}") from error
     return max(slots, default=last * 1024 - 1) + 1
 
 

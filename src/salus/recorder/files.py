@@ -302,18 +302,23 @@ class EpisodeFiles:
     def _decided(self, body: bytes, uploading: list[Upload]) -> Future[Entry]:
         if self._uploads is not None:
             self._ends = True
-            return self._uploads.decide(uploading, lambda: self._decide(body))
+            return self._uploads.decide(uploading, lambda: self._put_record(body), lambda lost: self._end(body, lost))
         decided: Future[Entry] = Future()
-        decided.set_result(self._decide(body))
+        decided.set_result(self._end(body, self._put_record(body)))
         return decided
 
-    def _decide(self, body: bytes) -> Entry:
+    def _put_record(self, body: bytes) -> AlreadyExistsError | None:
+        """Why it lost, where another process decided the slot first."""
         try:
             self._storage.put_new(record_key(self.slot), body)
         except AlreadyExistsError as error:
-            self._remove()
-            raise EpisodeFencedError(f"slot {self.slot}: another process decided it first: {error}") from error
+            return error
+        return None
+
+    def _end(self, body: bytes, lost: AlreadyExistsError | None) -> Entry:
         self._remove()
+        if lost is not None:
+            raise EpisodeFencedError(f"slot {self.slot}: another process decided it first: {lost}") from lost
         return Entry.of(Record.from_bytes(body, self.slot), sorted(self._specs.values(), key=lambda spec: spec.name))
 
     def _remove(self) -> None:

@@ -22,6 +22,7 @@ from ..errors import AlreadyExistsError, CommitUnknownError, EpisodeFencedError,
 from ..storage import LocalStorage, Storage
 
 Value = TypeVar("Value")
+Answer = TypeVar("Answer")
 
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 10.0
@@ -149,39 +150,46 @@ class Uploads:
         with self._changed:
             self._changed.notify_all()
 
-    def decide(self, uploads: Sequence[Upload], put: Callable[[], Value]) -> Future[Value]:
+    def decide(
+        self, uploads: Sequence[Upload], put: Callable[[], Answer], end: Callable[[Answer], Value]
+    ) -> Future[Value]:
         """Put the record of an episode, on a thread of its own, once its shards have arrived.
 
         Args:
             uploads: Its shards.
-            put: Puts the record; called again where the bucket was out of reach.
+            put: Puts the record; called again where the bucket was out of reach. A call that nobody waits for any more
+                may still put it.
+            end: Takes what `put` returned in time.
 
         Returns:
-            What `put` returns. Or EpisodeFencedError: another process decided the episode, or wrote its shards; or
+            What `end` returns. Or EpisodeFencedError: another process decided the episode, or wrote its shards; or
             CommitUnknownError: the bucket did not confirm it in time, and what the episode has is in the spool.
         """
-        decided: Future[Value] = Future()
 
-        def run() -> None:
+        def decide() -> Value:
             try:
-                decided.set_result(self._decide(uploads, put))
-            except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+                return end(self._decide(uploads, put))
+            except BaseException:
                 self.drop(uploads)
-                decided.set_exception(error)
+                raise
 
-        threading.Thread(target=run, name="salus-decide", daemon=True).start()
-        return decided
+        return _on_a_thread("salus-decide", decide)
 
-    def _decide(self, uploads: Sequence[Upload], put: Callable[[], Value]) -> Value:
+    def _decide(self, uploads: Sequence[Upload], put: Callable[[], Answer]) -> Answer:
         deadline = time.monotonic() + self._within_s
         for upload in uploads:
             try:
                 upload.done.result(max(deadline - time.monotonic(), 0))
             except NotInTime:
                 raise self._not_confirmed(f"{upload.key} has not arrived") from None
-        decided = self._repeated(put, lambda: time.monotonic() > deadline)
+        # In a network that swallows everything, one try takes minutes: so it is on a thread of its own.
+        tries = _on_a_thread("salus-put", lambda: self._repeated(put, lambda: time.monotonic() > deadline))
+        try:
+            answer = tries.result(max(deadline - time.monotonic(), 0))
+        except NotInTime:
+            raise self._not_confirmed("the record has not arrived") from None
         self._succeeded()
-        return decided
+        return answer
 
     def close(self) -> None:
         """Stop; what has not arrived stays in the spool, for `salus.recover`."""
@@ -271,3 +279,16 @@ class Uploads:
             f"the bucket did not confirm the episode in {self._within_s:g} s: {why}{last}; what was recorded is kept "
             f"in {self.spool.url}, and salus.recover({self._storage.url!r}) brings it up"
         )
+
+
+def _on_a_thread(name: str, function: Callable[[], Value]) -> Future[Value]:
+    done: Future[Value] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+            done.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
