@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import shutil
 import threading
 import time
@@ -125,6 +126,33 @@ def test_an_episode_whose_spool_is_gone_is_aborted(s3: servers.Server, schema: s
     assert open_again(dataset, s3).unfinished() == []
 
 
+def test_a_full_disk_is_said_to_be_the_one_of_the_spool(
+    s3: servers.Server, schema: salus.Schema, spools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, is_full = os.write, threading.Event()
+
+    def full(descriptor: int, data: Any) -> int:
+        if is_full.is_set() and str(spools) in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    dataset = create(s3, schema)
+    with salus.Recorder(dataset) as recorder:
+        with (
+            pytest.raises(salus.RecordingError, match=f"No space left on device; {spools}"),
+            recorder.episode() as episode,
+        ):
+            is_full.set()
+            for step in steps_of(make_arrays(40)):
+                episode.append(step)
+        assert episode.state == "discarded"
+        with pytest.raises(salus.RecordingError, match=f"start: No space left on device; {spools}"):
+            recorder.start()
+    assert open_again(dataset, s3).unfinished() == []
+    assert files_in(spools) == []
+
+
 def test_an_upload_is_repeated_whatever_kept_it(
     s3: servers.Server, schema: salus.Schema, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,8 +185,10 @@ def test_commit_waits_no_longer_than_it_was_told_for_a_bucket_that_swallows_ever
     dataset = create(s3, schema)
     with salus.Recorder(dataset, upload_within_s=0.5) as recorder:
         recording = in_thread(recorder.record_episode, make_arrays(40))
-        assert isinstance(recording.exception(WITHIN_S), CommitUnknownError)
-        answers.set()  # so the record comes after all
+        try:
+            assert isinstance(recording.exception(WITHIN_S), CommitUnknownError)
+        finally:
+            answers.set()  # so the record comes after all
         while len(read := open_again(dataset, s3)) == 0:
             time.sleep(0.05)
     assert salus.recover(dataset.url, storage_options=s3.options).episodes == ()

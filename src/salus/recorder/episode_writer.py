@@ -373,7 +373,7 @@ class EpisodeWriter:
             self._state, self._decision = "failed", None
             if error is self._writing.error:
                 raise
-            self._writing.error = as_recording_error(error, self.uid)
+            self._writing.error = as_recording_error(error, self.uid, self._files.url)
             raise self._writing.error from error
         finally:
             if self._decision is None or self._decision.done():
@@ -476,7 +476,7 @@ class EpisodeWriter:
             try:
                 self._files.flush_if_due()
             except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
-                self._writing.error = as_recording_error(error, self.uid)
+                self._writing.error = as_recording_error(error, self.uid, self._files.url)
 
     # --- as a block --------------------------------------------------------------------------------------------
 

@@ -161,6 +161,11 @@ class EpisodeFiles:
         self.flush_if_due()
 
     @property
+    def url(self) -> str:
+        """Where it is written: the dataset, or the spool of one in a bucket."""
+        return self._spool.url
+
+    @property
     def _waits(self) -> bool:
         """Whether something is not durable yet."""
         return not self._ends and (self._noted or any(clock.pending.count for clock in self._clocks.values()))
@@ -350,14 +355,15 @@ class EpisodeFiles:
         return shard
 
 
-def as_recording_error(error: BaseException, uid: str) -> RecordingError:
-    """What went wrong on the writing thread, as the caller of `append` or `commit` gets it."""
+def as_recording_error(error: BaseException, uid: str, folder: str = "") -> RecordingError:
+    """What went wrong on the writing thread in a folder, as the caller of `append` or `commit` gets it."""
     if isinstance(error, RecordingError):
         return type(error)(f"episode {uid}: {error}")
     if isinstance(error, SalusError):
         return RecordingError(f"episode {uid}: {error}")
     what = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-    where = f"; {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    path = error.filename or folder if isinstance(error, OSError) else ""
+    where = f"; {path}" if path else ""
     return RecordingError(f"episode {uid}: writing failed: {what}{where}")
 
 

@@ -203,7 +203,7 @@ class Recorder:
         except OSError as error:
             with suppress(SalusError):  # so that the slot does not look as if somebody recorded into it
                 self._storage.put_new(record_key(slot), Record(slot, uid, "aborted", reason=str(error)).to_bytes())
-            raise RecordingError(f"start: {error.strerror}; {error.filename or self._storage.url}") from error
+            raise RecordingError(f"start: {error.strerror}; {error.filename or self._spool.url}") from error
         episode = EpisodeWriter(
             slot=slot,
             schema=self._schema,

@@ -81,7 +81,7 @@ class Writing:
             try:
                 job()
             except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
-                self.error = as_recording_error(error, self.uid)
+                self.error = as_recording_error(error, self.uid, self.files.url)
                 self.error.__cause__ = error
 
         self.background.submit(guarded, cost, num_steps)
