@@ -312,3 +312,21 @@ def test_an_episode_that_its_recorder_discards_while_it_is_recovered_is_left(
     assert (found.action, episode.state) == ("left", "discarded")
     assert "ended it, in this moment" in found.reason
     assert open_again(dataset, s3).unfinished() == []
+
+
+def test_an_episode_that_was_discarded_without_the_network_does_not_come_back(
+    s3: servers.Server, schema: salus.Schema, network: Network, spools: Path
+) -> None:
+    dataset = create(s3, schema)
+    with salus.Recorder(dataset, upload_within_s=0.3) as recorder:
+        episode = recorder.start()
+        for step in steps_of(make_arrays(40)):
+            episode.append(step)
+        network.away.set()
+        with pytest.raises(CommitUnknownError, match="is kept in .*salus.recover.* marks it as aborted"):
+            episode.discard(reason="operator")
+    network.away.clear()
+    (found,) = salus.recover(dataset.url, storage_options=s3.options).episodes
+    assert (found.action, found.lost_steps, found.reason) == ("aborted", 0, "it was discarded: operator")
+    assert len(open_again(dataset, s3)) == 0
+    assert files_in(spools) == []

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -286,11 +287,16 @@ class EpisodeFiles:
         """
         if self._uploads is not None:
             self._flush()  # the spool has all of it, whatever becomes of the bucket
-        return self._decided(replace(record, shards=tuple(self._finished)).to_bytes(), self._uploading)
+        body = replace(record, shards=tuple(self._finished)).to_bytes()
+        return self._decided(body, self._uploading, "brings it up")
 
     def abort(self, record: Record) -> Future[Entry]:
         """Write an aborted record, and remove what was in progress. Finished shards stay for garbage collection."""
-        return self._decided(record.to_bytes(), [])
+        if self._uploads is not None and self._journal is not None and self._journal.is_open:
+            with suppress(OSError):  # a full disk: the record says it, if the bucket can be reached
+                self._journal.add({"type": "discarded", "reason": record.reason or ""})
+                self._journal.sync()
+        return self._decided(record.to_bytes(), [], "marks it as aborted")
 
     def hurry(self, hurries: bool) -> None:
         """Whether the episode ends, and waits for no room in the spool. Called on any thread; waits for nothing."""
@@ -304,10 +310,12 @@ class EpisodeFiles:
         if self._uploads is not None:
             self._uploads.drop(self._uploading)
 
-    def _decided(self, body: bytes, uploading: list[Upload]) -> Future[Entry]:
+    def _decided(self, body: bytes, uploading: list[Upload], else_recover: str) -> Future[Entry]:
         if self._uploads is not None:
             self._ends = True
-            return self._uploads.decide(uploading, lambda: self._put_record(body), lambda lost: self._end(body, lost))
+            return self._uploads.decide(
+                uploading, lambda: self._put_record(body), lambda lost: self._end(body, lost), else_recover=else_recover
+            )
         decided: Future[Entry] = Future()
         decided.set_result(self._end(body, self._put_record(body)))
         return decided

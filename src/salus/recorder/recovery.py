@@ -254,6 +254,9 @@ class _Recoverer:
         except CorruptDataError as error:
             return self._abort(claim, str(error), lost_steps=None) if self._force else _left(claim, str(error))
         stopped_ns = path.stat().st_mtime_ns
+        if journal.discarded is not None:
+            reason = f"it was discarded{': ' if journal.discarded else ''}{journal.discarded}"
+            return self._abort(claim, reason, stopped_ns=stopped_ns)
         try:
             spooled = check_finished(self._storage, self._spool, journal)
             parts = {

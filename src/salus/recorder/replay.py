@@ -95,12 +95,14 @@ class Journal:
         metadata: Of the episode, as it was said last.
         clocks: By name.
         outcome: How it ended, as it was said last. Its step may lie past the steps that are whole.
+        discarded: Why it is not to be kept; None where that was not said.
     """
 
     start: dict[str, Any]
     metadata: dict[str, Any]
     clocks: dict[str, Clock]
     outcome: Outcome = field(default_factory=Outcome)
+    discarded: str | None = None
 
     @property
     def slot(self) -> int:
@@ -150,7 +152,9 @@ def replay(path: Path, specs: Mapping[str, ArraySpec], *, kinds: tuple[str, ...]
     journal = Journal(start, start["metadata"], clocks)
     try:
         for frame in frames:
-            if frame.document["type"] in ("outcome", "metadata"):
+            if frame.document["type"] == "discarded":
+                journal.discarded = str(frame.document["reason"])
+            elif frame.document["type"] in ("outcome", "metadata"):
                 _add_note(journal, frame.document, kinds)
             else:
                 _add(journal.slot, clocks[frame.document.get("clock", STEP)], frame)

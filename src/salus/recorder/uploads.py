@@ -151,7 +151,7 @@ class Uploads:
             self._changed.notify_all()
 
     def decide(
-        self, uploads: Sequence[Upload], put: Callable[[], Answer], end: Callable[[Answer], Value]
+        self, uploads: Sequence[Upload], put: Callable[[], Answer], end: Callable[[Answer], Value], *, else_recover: str
     ) -> Future[Value]:
         """Put the record of an episode, on a thread of its own, once its shards have arrived.
 
@@ -160,6 +160,7 @@ class Uploads:
             put: Puts the record; called again where the bucket was out of reach. A call that nobody waits for any more
                 may still put it.
             end: Takes what `put` returned in time.
+            else_recover: What `salus.recover` does with the episode otherwise.
 
         Returns:
             What `end` returns. Or EpisodeFencedError: another process decided the episode, or wrote its shards; or
@@ -168,26 +169,28 @@ class Uploads:
 
         def decide() -> Value:
             try:
-                return end(self._decide(uploads, put))
+                return end(self._decide(uploads, put, else_recover))
             except BaseException:
                 self.drop(uploads)
                 raise
 
         return _on_a_thread("salus-decide", decide)
 
-    def _decide(self, uploads: Sequence[Upload], put: Callable[[], Answer]) -> Answer:
+    def _decide(self, uploads: Sequence[Upload], put: Callable[[], Answer], else_recover: str) -> Answer:
         deadline = time.monotonic() + self._within_s
         for upload in uploads:
             try:
                 upload.done.result(max(deadline - time.monotonic(), 0))
             except NotInTime:
-                raise self._not_confirmed(f"{upload.key} has not arrived") from None
+                raise self._not_confirmed(f"{upload.key} has not arrived", else_recover) from None
         # In a network that swallows everything, one try takes minutes: so it is on a thread of its own.
-        tries = _on_a_thread("salus-put", lambda: self._repeated(put, lambda: time.monotonic() > deadline))
+        tries = _on_a_thread(
+            "salus-put", lambda: self._repeated(put, lambda: time.monotonic() > deadline, else_recover)
+        )
         try:
             answer = tries.result(max(deadline - time.monotonic(), 0))
         except NotInTime:
-            raise self._not_confirmed("the record has not arrived") from None
+            raise self._not_confirmed("the record has not arrived", else_recover) from None
         self._succeeded()
         return answer
 
@@ -240,7 +243,9 @@ class Uploads:
         self._succeeded()
         return True
 
-    def _repeated(self, put: Callable[[], Value], is_over: Callable[[], bool]) -> Value:
+    def _repeated(
+        self, put: Callable[[], Value], is_over: Callable[[], bool], else_recover: str = "brings it up"
+    ) -> Value:
         """`put`, until it succeeds, or is refused for good, or there is no point in it any more."""
         wait_s = _FIRST_WAIT_S
         while True:
@@ -253,7 +258,7 @@ class Uploads:
                 self._failed(why)
                 with self._changed:
                     if self._changed.wait_for(lambda: self._stopped.is_set() or is_over(), wait_s):
-                        raise self._not_confirmed(why) from error
+                        raise self._not_confirmed(why, else_recover) from error
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _failed(self, why: str) -> None:
@@ -273,11 +278,11 @@ class Uploads:
         if failed:
             sys.stderr.write(f"salus: uploading goes on; {self._storage.url}\n")
 
-    def _not_confirmed(self, why: str) -> CommitUnknownError:
+    def _not_confirmed(self, why: str, else_recover: str = "brings it up") -> CommitUnknownError:
         last = f" ({self.status.error})" if self.status.error and self.status.error not in why else ""
         return CommitUnknownError(
             f"the bucket did not confirm the episode in {self._within_s:g} s: {why}{last}; what was recorded is kept "
-            f"in {self.spool.url}, and salus.recover({self._storage.url!r}) brings it up"
+            f"in {self.spool.url}, and salus.recover({self._storage.url!r}) {else_recover}"
         )
 
 
