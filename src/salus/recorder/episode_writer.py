@@ -343,6 +343,7 @@ class EpisodeWriter:
 
         Raises:
             RecordingError: It has ended already.
+            CommitUnknownError: The storage did not confirm it. In a bucket, `salus.recover` aborts the episode then.
         """
         self._check_process("discard")
         with self._no_steps():
