@@ -87,6 +87,11 @@ def journal_key(slot: int) -> str:
     return f"{journal_folder(slot)}/journal"
 
 
+def spool_id_key() -> str:
+    """Which spool this is; not in a dataset."""
+    return f"{PRIVATE}/spool"
+
+
 def number_in(name: str, *, suffix: str = "") -> int | None:
     """The number in the listed name of an object, or of a folder, or None where no key builder made the name."""
     digits = name.removesuffix(suffix) if name.endswith(suffix) else ""

@@ -312,6 +312,8 @@ def test_a_path_says_what_storage_it_is_of(tmp_path: Path) -> None:
     for url in ("ftp://host/data.zarr", "s3://", "http://host/data.zarr"):
         with pytest.raises(InvalidInputError, match=f"path: got '{url}', expected a local path, or one of s3://"):
             open_storage(url)
+    with pytest.raises(InvalidInputError, match="expected names between the slashes, without backslashes"):
+        open_storage("s3://bucket/run\\1.zarr")  # stores take it for a slash
     with pytest.raises(InvalidInputError, match="storage_options: got region, expected none for a local path"):
         open_storage(tmp_path, {"region": "eu"})
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from .. import documents
-from ..errors import AlreadyExistsError, CorruptDataError, SalusError
+from ..errors import AlreadyExistsError, CorruptDataError, RecordingError, SalusError, StorageError
 from ..layout import PRIVATE, SLOTS_PER_FOLDER, claim_key, number_in
 from ..storage import Storage
 from .records import is_uid
 
 
-def claim_slot(storage: Storage, uid: str, *, hint: int = 0, spool: str = "") -> int:
-    """Claim the next free slot at or after `hint` for the episode `uid`, whose journal is in `spool`, or the dataset.
+def claim_slot(storage: Storage, uid: str, *, hint: int = 0, spool: Mapping[str, str] | None = None) -> int:
+    """Claim the next free slot at or after `hint` for the episode `uid`.
+
+    Its journal is in the dataset; or in a spool, of which the claim says the members `spool` and `spool_id`.
 
     Raises:
         RecordingError: The storage refused.
     """
     slot = hint or _first_unclaimed(storage)
-    claim = {"uid": uid, **_process_identity(), **({"spool": spool} if spool else {})}
+    claim = {"uid": uid, **_process_identity(), **(spool or {})}
     while True:
         try:
             storage.put_new(claim_key(slot), documents.seal(claim))
@@ -69,6 +71,7 @@ class Claim:
         time_ns: Wall clock of the claim, nanoseconds since 1970.
         has_journal: Whether its steps go through a journal; those of a group commit (`recorder.vector`) do not.
         spool: The folder of that host where the journal is; `""`: in the dataset.
+        spool_id: Which spool that is: other machines and containers have folders of that name, too.
     """
 
     slot: int
@@ -80,6 +83,7 @@ class Claim:
     time_ns: int
     has_journal: bool = True
     spool: str = ""
+    spool_id: str = ""
 
     @property
     def is_of_this_host(self) -> bool:
@@ -114,12 +118,12 @@ def read_claim(storage: Storage, slot: int) -> Claim | None:
     document = documents.unseal(body, key=key)
     texts = [document.get(name) for name in ("uid", "host", "boot_id")]
     numbers = [document.get(name) for name in ("pid", "process_start", "time_ns")]
-    spool = document.get("spool", "")
-    sound = is_uid(texts[0]) and all(isinstance(value, str) for value in [*texts, spool])
+    spool = [document.get(name, "") for name in ("spool", "spool_id")]
+    sound = is_uid(texts[0]) and all(isinstance(value, str) for value in [*texts, *spool])
     if not sound or not all(type(value) is int and 0 <= value < 2**63 for value in numbers):
         raise CorruptDataError(f"claim: not understood; {key}")
     claim = Claim(slot, *texts, *numbers)  # type: ignore[arg-type]  # just looked at
-    return replace(claim, has_journal=document.get("journal") is not False, spool=spool)
+    return replace(claim, has_journal=document.get("journal") is not False, spool=spool[0], spool_id=spool[1])
 
 
 def claimed_slots(storage: Storage, first_slot: int = 0) -> list[int]:
@@ -131,11 +135,14 @@ def claimed_slots(storage: Storage, first_slot: int = 0) -> list[int]:
 
 
 def _first_unclaimed(storage: Storage) -> int:
-    folders = [number for name in storage.list(f"{PRIVATE}/claims") if (number := number_in(name)) is not None]
-    if not folders:
-        return 0
-    last = max(folders)
-    slots = [slot for name in storage.list(f"{PRIVATE}/claims/{last}") if (slot := number_in(name)) is not None]
+    try:
+        folders = [number for name in storage.list(f"{PRIVATE}/claims") if (number := number_in(name)) is not None]
+        if not folders:
+            return 0
+        last = max(folders)
+        slots = [slot for name in storage.list(f"{PRIVATE}/claims/{last}") if (slot := number_in(name)) is not None]
+    except StorageError as error:
+        raise RecordingError(f"claim a slot: {error}") from error
     return max(slots, default=last * 1024 - 1) + 1
 
 

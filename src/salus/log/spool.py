@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
-from ..errors import CorruptDataError
-from ..layout import schema_key
+from ..errors import AlreadyExistsError, CorruptDataError
+from ..layout import schema_key, spool_id_key
 from ..storage import LocalStorage, Storage
 
 VARIABLE = "SALUS_SPOOL"
@@ -40,3 +42,27 @@ def spool_of(storage: Storage) -> LocalStorage:
         raise CorruptDataError(f"schema: it is missing; {schema_key(0)}")
     name = hashlib.sha256(storage.url.encode() + b"\0" + schema).hexdigest()[:32]
     return LocalStorage(spool_root() / name)
+
+
+def make_spool(spool: LocalStorage) -> str:
+    """Make the spool of a dataset in a bucket, where it is none yet; returns its id.
+
+    Raises:
+        OSError, RecordingError: The disk refused.
+        CorruptDataError: Something is in its place.
+    """
+    spool.make_folder(spool.root)
+    if not spool_id(spool):
+        with suppress(AlreadyExistsError):  # made in this moment by another recorder
+            spool.put_new(spool_id_key(), secrets.token_hex(16).encode())
+    return spool_id(spool)
+
+
+def spool_id(spool: LocalStorage) -> str:
+    """What tells a spool from those that have the same path on another machine, or in another container; `""`: none.
+
+    Raises:
+        CorruptDataError: Something is in its place.
+        StorageError: It cannot be read.
+    """
+    return (spool.get(spool_id_key()) or b"").decode("ascii", "replace")

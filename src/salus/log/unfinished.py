@@ -14,7 +14,7 @@ from ..layout import journal_key
 from ..storage import LocalStorage, Storage, open_plain
 from .claims import Claim, claimed_slots, read_claim
 from .snapshot import FEW_SLOTS, Snapshot, read_record
-from .spool import spool_of
+from .spool import spool_id, spool_of
 
 State = Literal["recording", "recovering", "dead", "other host", "corrupt"]
 
@@ -27,8 +27,9 @@ class UnfinishedEpisode:
         uid: Its name; `""` where the claim does not hold.
         slot: Its row on axis 0 of every array.
         state: `"recording"`: its process lives. `"recovering"`: its process died, and another one is bringing it back.
-            `"dead"`: its process died; `salus.recover` brings it back. `"other host"`: another host claimed it, so
-            nothing is known of its process here. `"corrupt"`: the claim does not hold.
+            `"dead"`: its process died; `salus.recover` brings it back. `"other host"`: another host, or a container of
+            the same name with a spool of its own, claimed it, so nothing is known of its process here. `"corrupt"`: the
+            claim does not hold.
         host: Name of the host that records or recorded it.
         pid: Number of the process.
         claimed_ns: Wall clock when it was started, nanoseconds since 1970.
@@ -92,7 +93,8 @@ def state_of(spool: LocalStorage, claim: Claim) -> State:
     """What has become of the process that claimed a slot; its journal is in `spool`.
 
     Its lock on the journal decides, once the journal has a first frame, which is written under the lock. Before, and
-    where there is no journal, the process itself is looked for.
+    where there is no journal, the process itself is looked for. Where the spool that the claim names is another one of
+    the same path, it is one of another machine or container with the name of this one.
 
     Raises:
         CorruptDataError: Something that is no plain file is in the place of the journal.
@@ -100,12 +102,16 @@ def state_of(spool: LocalStorage, claim: Claim) -> State:
     """
     if not claim.is_of_this_host:
         return "other host"
-    locked = begun = False
+    found = locked = begun = False
     with suppress(FileNotFoundError):  # it has none, or ended in this moment
         locked, begun = _look_at(spool.open_file(journal_key(claim.slot)))
+        found = True
     if locked:
         return "recording" if claim.process_lives else "recovering"
-    return "recording" if claim.process_lives and not begun else "dead"
+    if claim.process_lives and not begun:
+        return "recording"
+    is_elsewhere = not found and claim.spool == spool.url and claim.spool_id != spool_id(spool)
+    return "other host" if is_elsewhere else "dead"
 
 
 def is_locked(path: Path) -> bool:

@@ -343,6 +343,7 @@ class EpisodeWriter:
 
         Raises:
             RecordingError: It has ended already.
+            CommitUnknownError: The storage did not confirm it. In a bucket, `salus.recover` aborts the episode then.
         """
         self._check_process("discard")
         with self._no_steps():
@@ -373,7 +374,7 @@ class EpisodeWriter:
             self._state, self._decision = "failed", None
             if error is self._writing.error:
                 raise
-            self._writing.error = as_recording_error(error, self.uid)
+            self._writing.error = as_recording_error(error, self.uid, self._files.url)
             raise self._writing.error from error
         finally:
             if self._decision is None or self._decision.done():
@@ -383,12 +384,13 @@ class EpisodeWriter:
         return entry
 
     def _give_up(self) -> None:
-        """Writing failed: hold no files and no lock any more. `discard` may still mark the episode as aborted."""
+        """It cannot go on: hold no files and no lock any more. `discard` may still mark the episode as aborted."""
         self._pollers.stop()
         self._state = "failed"
+        give_up = self._files.leave if self._writing.error is None else self._files.close
         try:
-            self._background.start(self._files.close).result()  # in its turn: a job may still write to them
-        except RecordingError:  # the writing thread has stopped, so nobody does
+            self._background.start(give_up).result()  # in its turn: a job may still write to them
+        except (RecordingError, OSError):  # the writing thread has stopped, so nobody does; or writing fails now
             self._files.close()
         self._on_end(self)
 
@@ -432,13 +434,16 @@ class EpisodeWriter:
     @property
     def _problem(self) -> RecordingError | None:
         """Why the episode cannot go on."""
-        return self._writing.error or next(
-            (stream.problem for stream in self._streams.values() if stream.problem), None
+        return (
+            self._writing.error
+            or self._writing.refusal
+            or next((stream.problem for stream in self._streams.values() if stream.problem), None)
         )
 
     @contextmanager
     def _no_steps(self) -> Iterator[None]:
         """Nobody adds a step, to no stream, and nobody else ends the episode."""
+        self._files.hurry(True)  # before the locks: a step that waits for the spool holds one
         with ExitStack() as stack:
             for lock in (self._lock, *(stream.lock for stream in self._streams.values())):
                 stack.enter_context(lock)
@@ -448,6 +453,8 @@ class EpisodeWriter:
             finally:
                 self._ends -= 1
                 outermost = self._ends == 0
+                if outermost and self._state == "recording" and self._decision is None:
+                    self._files.hurry(False)  # it goes on
         if outermost and self._state != "recording":
             self._pollers.join()  # not before: a poller may wait for a lock
 
@@ -470,7 +477,7 @@ class EpisodeWriter:
             try:
                 self._files.flush_if_due()
             except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
-                self._writing.error = as_recording_error(error, self.uid)
+                self._writing.error = as_recording_error(error, self.uid, self._files.url)
 
     # --- as a block --------------------------------------------------------------------------------------------
 
@@ -500,9 +507,24 @@ class EpisodeWriter:
             self.end_interrupted(error)
             return
         if self._state == "discarded" or isinstance(error, EpisodeFencedError | CommitUnknownError):
+            self._leave_if_unknown()
             return  # decided, or not known: nothing is to be aborted
         with noted_on(error, "the episode could not be marked as aborted"):
             self.discard(reason=f"{type(error).__name__}: {error}")
+
+    def discard_or_leave(self, *, reason: str) -> None:
+        """End an episode that nobody ended; raises why where it is left to `salus.recover`."""
+        problem = self._problem
+        if isinstance(problem, EpisodeFencedError | CommitUnknownError):
+            self._leave_if_unknown()
+            raise problem
+        self.discard(reason=reason)
+
+    def _leave_if_unknown(self) -> None:
+        """Leave the episode to `salus.recover`, as its error says, where the storage did not confirm what it has."""
+        with self._no_steps():
+            if self._state == "recording" and isinstance(self._problem, EpisodeFencedError | CommitUnknownError):
+                self._give_up()
 
     def end_interrupted(self, error: BaseException) -> None:
         """End the episode after Ctrl-C or SIGTERM, as the recorder was told to, and say so on stderr.

@@ -11,13 +11,14 @@ import time
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..codecs import encode_chunk
-from ..errors import AlreadyExistsError, EpisodeFencedError, RecordingError, SalusError
+from ..errors import AlreadyExistsError, CommitUnknownError, EpisodeFencedError, RecordingError, SalusError
 from ..layout import ArraySpec, journal_folder, record_key
 from ..log.entries import Entry
 from ..log.records import Record
@@ -101,7 +102,7 @@ class EpisodeFiles:
         self._spool = spool
         self._uploads = uploads
         self._uploading: list[Upload] = []
-        self._ends = self._dropped = False
+        self._ends = self._dropped = self._hurries = False
         self._specs = specs
         self._clocks = {spec.clock: _Clock(spec.clock, spec.segment_steps) for spec in specs.values()}
         self._folder = spool.checked_folder(journal_folder(slot))
@@ -162,6 +163,11 @@ class EpisodeFiles:
         self.flush_if_due()
 
     @property
+    def url(self) -> str:
+        """Where it is written: the dataset, or the spool of one in a bucket."""
+        return self._spool.url
+
+    @property
     def _waits(self) -> bool:
         """Whether something is not durable yet."""
         return not self._ends and (self._noted or any(clock.pending.count for clock in self._clocks.values()))
@@ -220,7 +226,6 @@ class EpisodeFiles:
 
         Raises:
             EpisodeFencedError: Another process put other bytes in place.
-            CommitUnknownError: The spool is full, and the bucket was out of reach for as long as a commit may wait.
         """
         for name, values in rows.items():
             spec, shard = self._specs[name], self._shard(name)
@@ -251,9 +256,21 @@ class EpisodeFiles:
         }
         self._add_frame(frame)
         state.segment += 1
-        if self._uploads is not None and not self._uploads.has_room:
-            self._flush()  # nothing that was written waits with it
-            self._uploads.wait_for_room(lambda: self._dropped)
+
+    def wait_for_room(self) -> None:
+        """Wait while too much waits in the spool, unless the episode ends.
+
+        Raises:
+            CommitUnknownError: The bucket was out of reach for as long as a commit may wait; it is waited for no more.
+        """
+        if self._uploads is None or self._uploads.has_room:
+            return
+        self._flush()  # nothing that was written waits with it
+        try:
+            self._uploads.wait_for_room(lambda: self._hurries)
+        except CommitUnknownError:
+            self._hurries = True
+            raise
 
     def _place(self, shard: ShardWriter) -> None:
         try:
@@ -269,11 +286,24 @@ class EpisodeFiles:
             EpisodeFencedError: Another process decided the slot first.
             CommitUnknownError: The storage did not say, or the bucket was out of reach for too long.
         """
-        return self._decided(replace(record, shards=tuple(self._finished)).to_bytes(), self._uploading)
+        if self._uploads is not None:
+            self._flush()  # the spool has all of it, whatever becomes of the bucket
+        body = replace(record, shards=tuple(self._finished)).to_bytes()
+        return self._decided(body, self._uploading, "brings it up")
 
     def abort(self, record: Record) -> Future[Entry]:
         """Write an aborted record, and remove what was in progress. Finished shards stay for garbage collection."""
-        return self._decided(record.to_bytes(), [])
+        if self._uploads is not None and self._journal is not None and self._journal.is_open:
+            with suppress(OSError):  # a full disk: the record says it, if the bucket can be reached
+                self._journal.add({"type": "discarded", "reason": record.reason or ""})
+                self._journal.sync()
+        return self._decided(record.to_bytes(), [], "marks it as aborted")
+
+    def hurry(self, hurries: bool) -> None:
+        """Whether the episode ends, and waits for no room in the spool. Called on any thread; waits for nothing."""
+        self._hurries = hurries
+        if hurries and self._uploads is not None:
+            self._uploads.ask_again()
 
     def drop_uploads(self) -> None:
         """Upload nothing more: the episode will be aborted. Called on any thread; waits for nothing."""
@@ -281,22 +311,28 @@ class EpisodeFiles:
         if self._uploads is not None:
             self._uploads.drop(self._uploading)
 
-    def _decided(self, body: bytes, uploading: list[Upload]) -> Future[Entry]:
+    def _decided(self, body: bytes, uploading: list[Upload], else_recover: str) -> Future[Entry]:
         if self._uploads is not None:
-            self._flush()  # the spool has all of it, whatever becomes of the bucket
             self._ends = True
-            return self._uploads.decide(uploading, lambda: self._decide(body))
+            return self._uploads.decide(
+                uploading, lambda: self._put_record(body), lambda lost: self._end(body, lost), else_recover=else_recover
+            )
         decided: Future[Entry] = Future()
-        decided.set_result(self._decide(body))
+        decided.set_result(self._end(body, self._put_record(body)))
         return decided
 
-    def _decide(self, body: bytes) -> Entry:
+    def _put_record(self, body: bytes) -> AlreadyExistsError | None:
+        """Why it lost, where another process decided the slot first."""
         try:
             self._storage.put_new(record_key(self.slot), body)
         except AlreadyExistsError as error:
-            self._remove()
-            raise EpisodeFencedError(f"slot {self.slot}: another process decided it first: {error}") from error
+            return error
+        return None
+
+    def _end(self, body: bytes, lost: AlreadyExistsError | None) -> Entry:
         self._remove()
+        if lost is not None:
+            raise EpisodeFencedError(f"slot {self.slot}: another process decided it first: {lost}") from lost
         return Entry.of(Record.from_bytes(body, self.slot), sorted(self._specs.values(), key=lambda spec: spec.name))
 
     def _remove(self) -> None:
@@ -329,14 +365,15 @@ class EpisodeFiles:
         return shard
 
 
-def as_recording_error(error: BaseException, uid: str) -> RecordingError:
-    """What went wrong on the writing thread, as the caller of `append` or `commit` gets it."""
+def as_recording_error(error: BaseException, uid: str, folder: str = "") -> RecordingError:
+    """What went wrong on the writing thread in a folder, as the caller of `append` or `commit` gets it."""
     if isinstance(error, RecordingError):
         return type(error)(f"episode {uid}: {error}")
     if isinstance(error, SalusError):
         return RecordingError(f"episode {uid}: {error}")
     what = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-    where = f"; {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    path = error.filename or folder if isinstance(error, OSError) else ""
+    where = f"; {path}" if path else ""
     return RecordingError(f"episode {uid}: writing failed: {what}{where}")
 
 

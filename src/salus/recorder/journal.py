@@ -7,6 +7,7 @@ A file of `[length u32 | crc32c u32 | payload]` frames, little-endian. A payload
     {"type": "segment", segment, shards: [ShardInfo …]}      the shards of a segment are complete and in place
     {"type": "outcome", outcome}                             the last one counts
     {"type": "metadata", metadata}                           keys that were added or replaced
+    {"type": "discarded", reason}                            it is not to be kept; of a dataset in a bucket
 
 `chunks` says where the inner chunks of a shard in progress lie; the raw bytes after the line are the rows of all other
 arrays, in the order of `arrays`. The writer holds an exclusive lock on the file for as long as it lives.
@@ -56,6 +57,11 @@ class JournalWriter:
     def sync(self) -> None:
         """Make all frames durable."""
         os.fdatasync(self._descriptor)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed."""
+        return self._descriptor >= 0
 
     def close(self) -> None:
         """Give up the descriptor, and with it the lock."""

@@ -25,7 +25,7 @@ from ..log.entries import Entry
 from ..log.publish import publish
 from ..log.records import Record
 from ..log.snapshot import Snapshot, checkpoint_due, write_checkpoint
-from ..log.spool import spool_of
+from ..log.spool import make_spool, spool_of
 from ..metadata import check_metadata
 from ..schema import STEP, Schema
 from ..statistics import EpisodeStatistics
@@ -116,14 +116,17 @@ class Recorder:
         self._vectors: list[VectorRecorder] = []
         self._threads = threads
         self._lock = threading.Lock()
+        self._claiming = threading.Lock()  # of its own: a claim may wait for a bucket, and nobody else with it
         self._next_slot = 0
         self._closed = False
         self._on_interrupt: OnInterrupt = on_interrupt
         self._watched = False
         self._pid = os.getpid()
-        self._spool = _spool(self._storage)
+        self._spool = spool_of(self._storage)
+        self._spooled: dict[str, str] = {}
         self._uploads = None
         if self._spool is not self._storage:
+            self._spooled = {"spool": self._spool.url, "spool_id": _make_spool(self._spool)}
             self._uploads = Uploads(self._storage, self._spool, capacity_bytes=spool_bytes, within_s=upload_within_s)
         self._background = Background(budget_bytes=queue_bytes, threads=threads, tick=_flusher(weakref.ref(self)))
         self._publisher = _Publisher(self._storage)
@@ -185,10 +188,8 @@ class Recorder:
 
     def _start(self, metadata: dict[str, Any], pools: Mapping[str, BufferPool]) -> EpisodeWriter:
         uid = new_uid()
-        with self._lock:
-            slot = claim_slot(
-                self._storage, uid, hint=self._next_slot, spool="" if self._uploads is None else self._spool.url
-            )
+        with self._claiming:
+            slot = claim_slot(self._storage, uid, hint=self._next_slot, spool=self._spooled)
             self._next_slot = slot + 1
         start = {
             "uid": uid,
@@ -202,7 +203,7 @@ class Recorder:
         except OSError as error:
             with suppress(SalusError):  # so that the slot does not look as if somebody recorded into it
                 self._storage.put_new(record_key(slot), Record(slot, uid, "aborted", reason=str(error)).to_bytes())
-            raise RecordingError(f"start: {error.strerror}; {error.filename or self._storage.url}") from error
+            raise RecordingError(f"start: {error.strerror}; {error.filename or self._spool.url}") from error
         episode = EpisodeWriter(
             slot=slot,
             schema=self._schema,
@@ -311,6 +312,8 @@ class Recorder:
         Raises:
             RecordingError: Episodes were still open: they are aborted, and the error says what was lost; or publishing
                 failed, which loses nothing.
+            CommitUnknownError: Of an open episode, the storage did not confirm something: it is left to
+                `salus.recover`.
         """
         lost = self._close("the recorder was closed")
         if lost:
@@ -334,7 +337,7 @@ class Recorder:
         self._abandoned.detach()
         still_open, failures = self.open_episodes, []
         ends: list[Callable[[], None]] = [
-            functools.partial(episode.discard, reason=reason)
+            functools.partial(episode.discard_or_leave, reason=reason)
             if interrupt is None
             else functools.partial(episode.end_interrupted, interrupt)
             for episode in still_open
@@ -451,18 +454,14 @@ def _merged(metadata: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict
     return check_metadata({**(metadata or {}), **more})
 
 
-def _spool(storage: Storage) -> LocalStorage:
-    """The spool of a dataset, made where it is none yet."""
-    spool = spool_of(storage)
-    if spool is not storage:
-        try:
-            spool.make_folder(spool.root)
-        except OSError as error:
-            raise RecordingError(
-                f"recorder: the spool on this machine cannot be made: {error.strerror}; set SALUS_SPOOL to a folder "
-                f"on a local disk; {spool.url}"
-            ) from error
-    return spool
+def _make_spool(spool: LocalStorage) -> str:
+    try:
+        return make_spool(spool)
+    except OSError as error:
+        raise RecordingError(
+            f"recorder: the spool on this machine cannot be made: {error.strerror or error}; set SALUS_SPOOL to a "
+            f"folder on a local disk; {spool.url}"
+        ) from error
 
 
 def _check_when_full(when_full: str, schema: Schema, specs: Mapping[str, ArraySpec]) -> None:

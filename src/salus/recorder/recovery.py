@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from ..codecs import encode_chunk
@@ -206,19 +207,26 @@ class _Recoverer:
             return _left(claim, f"its process {claim.pid} is alive")
         if state == "other host":
             reason = f"it was recorded on the host {claim.host!r}, expected this one"
-            if not self._force:
-                return _left(claim, f"{reason}; recover it there, or give it up with force")
-            return self._abort(claim, reason, lost_steps=None)
-        if claim.spool not in ("", self._spool.url) and not self._force:
-            return _left(
-                claim, f"its journal is in the spool {claim.spool}, expected {self._spool.url}; set SALUS_SPOOL"
-            )
+            if claim.is_of_this_host:
+                reason = (
+                    f"its journal is in the spool {claim.spool} of another machine or container with the name "
+                    f"{claim.host!r}, or in one that was removed"
+                )
+            return self._leave_or_give_up(claim, reason, "recover it there, or give it up with force")
+        if claim.spool not in ("", self._spool.url):
+            reason = f"its journal is in the spool {claim.spool}, expected {self._spool.url}"
+            return self._leave_or_give_up(claim, reason, "set SALUS_SPOOL")
         with _locked(self._spool, slot) as lock:
             if lock == "taken":
                 return _left(claim, "another process recovers it")
             if _is_decided(self._storage, slot):
                 return _left(claim, "another process recovered it in this moment")
             return self._take_over(claim) if lock == "ours" else self._without_journal(claim)
+
+    def _leave_or_give_up(self, claim: Claim, reason: str, advice: str) -> RecoveredEpisode:
+        if not self._force:
+            return _left(claim, f"{reason}; {advice}")
+        return self._abort(claim, reason, lost_steps=None)
 
     def _without_journal(self, claim: Claim) -> RecoveredEpisode:
         specs = self._revisions.recorded_arrays(0)
@@ -246,6 +254,9 @@ class _Recoverer:
         except CorruptDataError as error:
             return self._abort(claim, str(error), lost_steps=None) if self._force else _left(claim, str(error))
         stopped_ns = path.stat().st_mtime_ns
+        if journal.discarded is not None:
+            reason = f"it was discarded{': ' if journal.discarded else ''}{journal.discarded}"
+            return self._abort(claim, reason, stopped_ns=stopped_ns)
         try:
             spooled = check_finished(self._storage, self._spool, journal)
             parts = {
@@ -259,9 +270,9 @@ class _Recoverer:
         if not self._dry_run:
             try:
                 for key, file in spooled.items():
-                    self._storage.put_new_file(key, file)
-            except AlreadyExistsError as error:
-                return _left(claim, f"another process wrote into it in this moment: {error}")
+                    self._bring(key, file)
+            except (AlreadyExistsError, FileNotFoundError) as error:
+                return _left(claim, f"another process wrote into it, or ended it, in this moment: {error}")
         return self._salvage(claim, found, stopped_ns, schema)
 
     def _salvage(
@@ -283,8 +294,8 @@ class _Recoverer:
                 for name, clock in journal.clocks.items():
                     count = found.counts[name]
                     shards += [self._put_shard(part, claim, clock, count) for part in found.parts[name] if count]
-            except AlreadyExistsError as error:
-                return _left(claim, f"another process wrote into it in this moment: {error}")
+            except (AlreadyExistsError, FileNotFoundError) as error:
+                return _left(claim, f"another process wrote into it, or ended it, in this moment: {error}")
             except OSError as error:
                 raise as_recording_error(error, claim.uid) from error
             record = Record(
@@ -323,6 +334,14 @@ class _Recoverer:
             reason,
             tuple(remarks),
         )
+
+    def _bring(self, key: str, file: Path) -> None:
+        """Bring a shard from the spool to its key."""
+        try:
+            self._storage.put_new_file(key, file)
+        except FileNotFoundError:
+            if not _is_there(self._storage, key):  # else its recorder, which gave up, has brought it in this moment
+                raise
 
     def _put_shard(self, part: Part, claim: Claim, clock: Clock, count: int) -> ShardInfo:
         """Put the shard of one array in place, or adopt the one that is."""

@@ -95,12 +95,14 @@ class Journal:
         metadata: Of the episode, as it was said last.
         clocks: By name.
         outcome: How it ended, as it was said last. Its step may lie past the steps that are whole.
+        discarded: Why it is not to be kept; None where that was not said.
     """
 
     start: dict[str, Any]
     metadata: dict[str, Any]
     clocks: dict[str, Clock]
     outcome: Outcome = field(default_factory=Outcome)
+    discarded: str | None = None
 
     @property
     def slot(self) -> int:
@@ -156,7 +158,9 @@ def replay(path: Path, specs: Mapping[str, ArraySpec], *, kinds: tuple[str, ...]
     journal = Journal(start, start["metadata"], clocks)
     try:
         for frame in frames:
-            if frame.document["type"] in ("outcome", "metadata"):
+            if frame.document["type"] == "discarded":
+                journal.discarded = str(frame.document["reason"])
+            elif frame.document["type"] in ("outcome", "metadata"):
                 _add_note(journal, frame.document, kinds)
             else:
                 _add(journal.slot, clocks[frame.document.get("clock", STEP)], frame)
@@ -264,7 +268,10 @@ def check_finished(storage: Storage, spool: LocalStorage, journal: Journal) -> d
                 if file is None:
                     path = progress_path(spool, journal.slot, names[info.key], number)
                     file = _in_progress(path)
-                    spooled[info.key] = path
+                    if file is not None:
+                        spooled[info.key] = path
+                    else:  # a recorder that gave up may have brought it in this moment
+                        file = storage.open_shard(info.key)
                 found = None if file is None else describe(info.key, file)
                 if found != info:
                     what = "is missing" if found is None else "is not the one that was finished"
@@ -297,9 +304,11 @@ def _part(storage: Storage, spool: LocalStorage, journal: Journal, clock: Clock,
     placed = storage.open_shard(key)
     if spec.chunk_steps != 1:
         return Part(spec, placed, placed is not None, segment.count)
-    places = segment.places.get(spec.name, [])
+    places, file = segment.places.get(spec.name, []), None
     if placed is None:
         file = _in_progress(progress_path(spool, journal.slot, spec.name, number))
+        placed = storage.open_shard(key) if file is None else None  # as in `check_finished`
+    if placed is None:
         return Part(spec, file, False, 0 if file is None else _whole_chunks(file, places))
     index = read_shard(placed, spec, journal, number).index
     for chunk, place in enumerate(places):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..codecs import encode_chunk
-from ..errors import InvalidInputError, QueueFullError, RecordingError
+from ..errors import CommitUnknownError, InvalidInputError, QueueFullError, RecordingError
 from ..layout import ArraySpec
 from ..schema import TIMESTAMP
 from ..statistics import EpisodeStatistics
@@ -52,6 +52,7 @@ class Writing:
         statistics: Of the episode, the writing thread's.
         when_full: What becomes of a step for which there is no room.
         error: Why writing failed; raised at the next `append`, or at `commit`.
+        refusal: Why no more steps are taken, raised there as well; those that are queued are still written.
         started_ns: Wall clock of the start, nanoseconds since 1970.
     """
 
@@ -61,6 +62,7 @@ class Writing:
     statistics: EpisodeStatistics
     when_full: WhenFull
     error: RecordingError | None = None
+    refusal: RecordingError | None = None
     started_ns: int = field(default_factory=time.time_ns)
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ class Writing:
             try:
                 job()
             except Exception as error:  # noqa: BLE001 - kept, and raised at the next append or commit
-                self.error = as_recording_error(error, self.uid)
+                self.error = as_recording_error(error, self.uid, self.files.url)
                 self.error.__cause__ = error
 
         self.background.submit(guarded, cost, num_steps)
@@ -306,6 +308,11 @@ class Stream:
         """The end of a segment, on the writing thread."""
         self._writing.statistics.add(rows)
         self._writing.files.finish_segment(self._clock, rows)
+        try:
+            self._writing.files.wait_for_room()
+        except CommitUnknownError as error:
+            self._writing.refusal = as_recording_error(error, self._uid)
+            self._writing.refusal.__cause__ = error
 
     def _new_segment(self) -> dict[str, np.ndarray]:
         return {

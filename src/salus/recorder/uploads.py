@@ -22,6 +22,7 @@ from ..errors import AlreadyExistsError, CommitUnknownError, EpisodeFencedError,
 from ..storage import LocalStorage, Storage
 
 Value = TypeVar("Value")
+Answer = TypeVar("Answer")
 
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 10.0
@@ -124,7 +125,7 @@ class Uploads:
         """Wait while more than the capacity waits in the spool.
 
         Args:
-            is_over: Whether there is no point in it any more; `drop` has it asked again.
+            is_over: Whether there is no point in it any more; `ask_again` has it asked again.
 
         Raises:
             CommitUnknownError: It did for as long as a commit may wait.
@@ -142,40 +143,56 @@ class Uploads:
         """Nobody wants these any more."""
         for upload in uploads:
             upload.dropped.set()
+        self.ask_again()
+
+    def ask_again(self) -> None:
+        """Have who waits ask again whether there is a point in it."""
         with self._changed:
             self._changed.notify_all()
 
-    def decide(self, uploads: Sequence[Upload], put: Callable[[], Value]) -> Future[Value]:
+    def decide(
+        self, uploads: Sequence[Upload], put: Callable[[], Answer], end: Callable[[Answer], Value], *, else_recover: str
+    ) -> Future[Value]:
         """Put the record of an episode, on a thread of its own, once its shards have arrived.
 
         Args:
             uploads: Its shards.
-            put: Puts the record; called again where the bucket was out of reach.
+            put: Puts the record; called again where the bucket was out of reach. A call that nobody waits for any more
+                may still put it.
+            end: Takes what `put` returned in time.
+            else_recover: What `salus.recover` does with the episode otherwise.
 
         Returns:
-            What `put` returns. Or EpisodeFencedError: another process decided the episode, or wrote its shards; or
+            What `end` returns. Or EpisodeFencedError: another process decided the episode, or wrote its shards; or
             CommitUnknownError: the bucket did not confirm it in time, and what the episode has is in the spool.
         """
-        decided: Future[Value] = Future()
 
-        def run() -> None:
+        def decide() -> Value:
             try:
-                decided.set_result(self._decide(uploads, put))
-            except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+                return end(self._decide(uploads, put, else_recover))
+            except BaseException:
                 self.drop(uploads)
-                decided.set_exception(error)
+                raise
 
-        threading.Thread(target=run, name="salus-decide", daemon=True).start()
-        return decided
+        return _on_a_thread("salus-decide", decide)
 
-    def _decide(self, uploads: Sequence[Upload], put: Callable[[], Value]) -> Value:
+    def _decide(self, uploads: Sequence[Upload], put: Callable[[], Answer], else_recover: str) -> Answer:
         deadline = time.monotonic() + self._within_s
         for upload in uploads:
             try:
                 upload.done.result(max(deadline - time.monotonic(), 0))
             except NotInTime:
-                raise self._not_confirmed(f"{upload.key} has not arrived") from None
-        return self._repeated(put, lambda: time.monotonic() > deadline)
+                raise self._not_confirmed(f"{upload.key} has not arrived", else_recover) from None
+        # In a network that swallows everything, one try takes minutes: so it is on a thread of its own.
+        tries = _on_a_thread(
+            "salus-put", lambda: self._repeated(put, lambda: time.monotonic() > deadline, else_recover)
+        )
+        try:
+            answer = tries.result(max(deadline - time.monotonic(), 0))
+        except NotInTime:
+            raise self._not_confirmed("the record has not arrived", else_recover) from None
+        self._succeeded()
+        return answer
 
     def close(self) -> None:
         """Stop; what has not arrived stays in the spool, for `salus.recover`."""
@@ -186,8 +203,7 @@ class Uploads:
     def stop(self) -> None:
         """Stop soon, without waiting for it."""
         self._stopped.set()
-        with self._changed:
-            self._changed.notify_all()
+        self.ask_again()
         for _ in self._threads:
             self._queue.put(None)
 
@@ -224,33 +240,34 @@ class Uploads:
             if not upload.dropped.is_set():
                 raise
             return False  # the episode was ended meanwhile, and its folder removed
+        self._succeeded()
         return True
 
-    def _repeated(self, put: Callable[[], Value], is_over: Callable[[], bool]) -> Value:
+    def _repeated(
+        self, put: Callable[[], Value], is_over: Callable[[], bool], else_recover: str = "brings it up"
+    ) -> Value:
         """`put`, until it succeeds, or is refused for good, or there is no point in it any more."""
         wait_s = _FIRST_WAIT_S
         while True:
             try:
-                value = put()
-            except EpisodeFencedError:
+                return put()
+            except (EpisodeFencedError, FileNotFoundError):  # the latter: the shard is gone from the spool
                 raise
-            except SalusError as error:
-                self._failed(error)
+            except Exception as error:  # whatever it is, such as too many open files: the spool has it still
+                why = str(error) if isinstance(error, SalusError) else repr(error)
+                self._failed(why)
                 with self._changed:
                     if self._changed.wait_for(lambda: self._stopped.is_set() or is_over(), wait_s):
-                        raise self._not_confirmed(str(error)) from error
+                        raise self._not_confirmed(why, else_recover) from error
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-            else:
-                self._succeeded()
-                return value
 
-    def _failed(self, error: SalusError) -> None:
+    def _failed(self, why: str) -> None:
         with self._changed:
             first = not self._status.error
-            self._status = replace(self._status, failures=self._status.failures + 1, error=str(error))
+            self._status = replace(self._status, failures=self._status.failures + 1, error=why)
         if first:
             sys.stderr.write(
-                f"salus: uploading fails and is tried again, recording goes on into the spool; {error}; "
+                f"salus: uploading fails and is tried again, recording goes on into the spool; {why}; "
                 f"{self.spool.url}\n"
             )
 
@@ -261,9 +278,22 @@ class Uploads:
         if failed:
             sys.stderr.write(f"salus: uploading goes on; {self._storage.url}\n")
 
-    def _not_confirmed(self, why: str) -> CommitUnknownError:
+    def _not_confirmed(self, why: str, else_recover: str = "brings it up") -> CommitUnknownError:
         last = f" ({self.status.error})" if self.status.error and self.status.error not in why else ""
         return CommitUnknownError(
-            f"the bucket did not confirm the episode in {self._within_s:.0f} s: {why}{last}; what was recorded is kept "
-            f"in {self.spool.url}, and salus.recover({self._storage.url!r}) brings it up"
+            f"the bucket did not confirm the episode in {self._within_s:g} s: {why}{last}; what was recorded is kept "
+            f"in {self.spool.url}, and salus.recover({self._storage.url!r}) {else_recover}"
         )
+
+
+def _on_a_thread(name: str, function: Callable[[], Value]) -> Future[Value]:
+    done: Future[Value] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+            done.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
