@@ -25,7 +25,7 @@ from salus import documents
 from salus.codecs import crc32c, encode_chunk
 from salus.errors import AlreadyExistsError, CommitUnknownError, RecordingError, SalusError, StorageError
 from salus.layout import claim_key, record_key, recorded_arrays
-from salus.log.claims import claim_slot
+from salus.log.claims import claim_slot, claimed_slots, read_claim
 from salus.log.publish import publish
 from salus.log.records import Record
 from salus.log.snapshot import load
@@ -414,11 +414,13 @@ def check_published(storage: Storage, events: Sequence[Event]) -> None:
 
 
 def check_claims(storage: Storage, events: Sequence[Event]) -> None:
-    """Each slot was given to one."""
+    """Each slot was given to one; who was refused has none."""
     given: dict[int, str] = {}
+    claimed = {claim.uid for slot in claimed_slots(storage) if (claim := read_claim(storage, slot)) is not None}
     for event in events:
         if event.told != "done":
-            assert event.told in ("unknown", "unread"), event
+            assert event.told in ("unknown", "refused"), event
+            assert event.told == "unknown" or event.identity not in claimed, f"refused, and there: {event}"
             continue
         assert event.answer not in given, f"slot {event.answer}: given to {given[event.answer]} and {event.identity}"
         given[event.answer] = event.identity
@@ -437,7 +439,7 @@ def check_episodes(url: str, options: Mapping[str, Any], events: Sequence[Event]
             assert event.identity in found, f"lost: {event}"
             assert found[event.identity].slot == event.answer
         else:
-            assert event.told in ("unknown", "unread"), f"a false conflict: {event}"
+            assert event.told in ("unknown", "refused", "unread"), f"a false conflict: {event}"
             assert event.told == "unknown" or event.identity not in found, f"it was not even tried: {event}"
     assert set(found) <= {event.identity for event in events}
     for uid, episode in found.items():
