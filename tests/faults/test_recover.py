@@ -27,7 +27,7 @@ from .scenario import CRASHED, LENGTHS, TICKS, CrashBefore, Warm, make_script_ep
 from .sharing import on_all_cores
 from .test_crash_between_steps import check_plain_zarr
 
-EVERY = 29
+EVERY = 43
 """Crash points of a recoverer, of which the suite takes one."""
 
 
