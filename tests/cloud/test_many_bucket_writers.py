@@ -44,7 +44,8 @@ def run(server: servers.Server, writers: int, episodes: int, *, seed: int) -> st
     rng = random.Random(seed)  # noqa: S311 - who dies when
     url = f"{server.url}/writers-{seed}/data.zarr"
     salus.create(url, SCHEMA, storage_options=server.options)
-    doomed = {number: rng.randint(1, episodes - 1) for number in rng.sample(range(writers), -(-writers // 10))}
+    doomed = {number: rng.randint(2, episodes - 2) for number in rng.sample(range(writers), -(-writers // 10))}
+    shares = {number: rng.random() for number in doomed}  # of the next episode, when the kill comes
     committed: dict[str, tuple[int, int]] = {}
 
     def watch(number: int) -> None:
@@ -54,10 +55,13 @@ def run(server: servers.Server, writers: int, episodes: int, *, seed: int) -> st
         )
         assert process.stdout is not None
         with process.stdout:
+            before = time.monotonic()
             for count, line in enumerate(process.stdout, 1):
                 uid, slot, episode = json.loads(line)
                 committed[uid] = (slot, episode)
+                took_s, before = time.monotonic() - before, time.monotonic()
                 if count == doomed.get(number):
+                    time.sleep(shares[number] * took_s)
                     process.kill()
         statuses[number] = process.wait()
 
