@@ -60,8 +60,8 @@ test: $(READY) $(ZARRITA) $(CLOUD) $(AZURITE)  ## all tests
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # What is about the disk and the protocol, not about Python or zarr: it runs once, in `make test`.
-TORTURE := fuzz $(addprefix faults/test_,bit_flips.py error_injection.py full_disk.py group_commit.py interleavings.py many_writers.py \
-  parallel_writers.py power_cuts.py power_loss.py recover.py recover_disk.py soak.py)
+TORTURE := fuzz $(addprefix faults/test_,bit_flips.py error_injection.py full_disk.py group_commit.py interleavings.py \
+  many_writers.py parallel_writers.py power_cuts.py power_loss.py recover.py recover_disk.py soak.py)
 
 test-newest: .venv-newest/.ready  ## the core, without torch, on the newest Python and the newest zarr
 	.venv-newest/bin/pytest --numprocesses 2 --dist worksteal \

@@ -117,9 +117,6 @@ def require(spec: ArraySpec) -> None:
     _chain(spec)
 
 
-_BLOSC_HEADER = 16
-
-
 def check_chain(spec: ArraySpec) -> None:
     """Take a chunk of zeros through the codecs of `spec` and back.
 
@@ -202,6 +199,9 @@ def _name(codec: Any) -> str:
     return repr(codec.to_dict().get("name", type(codec).__name__))
 
 
+_BLOSC_HEADER_BYTES = 16
+
+
 def _check_blosc(spec: ArraySpec, codec: Any, data: Any) -> None:
     """Raise CorruptDataError where a blosc header lies: the library allocates, and reads, what it is told to."""
     if str(codec.to_dict().get("name")).endswith("blosc"):
@@ -210,7 +210,7 @@ def _check_blosc(spec: ArraySpec, codec: Any, data: Any) -> None:
         if declared > most:
             raise CorruptDataError(f"codec 'blosc': chunk declares {declared} bytes, expected at most {most}")
         size = int.from_bytes(packed[12:16], "little")
-        if len(packed) < _BLOSC_HEADER or size != len(packed):
+        if len(packed) < _BLOSC_HEADER_BYTES or size != len(packed):
             raise CorruptDataError(f"codec 'blosc': chunk of {len(packed)} bytes declares that it has {size}")
 
 
